@@ -1,0 +1,83 @@
+"""What every skeleton method shares: the training step, optimiser and schedule from the configuration, names in the log.
+
+A method says what its loss terms are and how it embeds; the plumbing is here, once.
+"""
+
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from datamodules.batch import SkeletonBatch
+from datamodules.randomness import generator, take_rows
+from lightning_modules.schedules import Schedule
+
+
+class SkeletonModule(pl.LightningModule):
+    """Base of the skeleton methods.
+
+    optimizer: called with the parameters to train, gives the optimiser (a partial from the configuration).
+    schedule: factor on the learning rate by epoch.
+    seed: first part of the key of every random draw (see `draw`).
+
+    A method implements
+
+    - `objective(batch)`: named tensors, without side effects. Those of dimension 0 are the loss terms, already
+      weighted, and the loss is their sum; the others are handed, detached, to `after_step`.
+    - `features(batch)`: (N, S, D), S parallel streams of the clip (1 for most methods), differentiable. `embed`
+      concatenates them, a classifier adds its scores over them.
+    - `after_step(outputs)` where it keeps state (bank, key encoder): without gradient, once an optimiser step, with
+      the outputs of the last batch of the step.
+    """
+
+    def __init__(self, optimizer, schedule: Schedule, seed: int):
+        super().__init__()
+        self._optimizer, self._schedule, self.seed = optimizer, schedule, seed
+        self._batch_idx = 0
+        self._outputs: dict[str, Tensor] = {}
+
+    def objective(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        raise NotImplementedError(f"{type(self).__name__} trains on no objective")
+
+    def features(self, batch: SkeletonBatch) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} gives no features")
+
+    def embed(self, batch: SkeletonBatch) -> Tensor:
+        """(N, S * D) embedding of the clips, for probes and neighbours."""
+        return self.features(batch).flatten(1)
+
+    def after_step(self, outputs: dict[str, Tensor]) -> None:
+        """Update what is not learnt by gradient; nothing by default."""
+
+    def draw(self, transform, n: int, view: int) -> Any:
+        """This rank's rows of what `transform` draws for the global batch of n clips a rank (design contract 3).
+
+        view: a number of its own for every draw of a step, so that no two share their random numbers.
+        """
+        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self._trainer is not None else (1, 0)
+        source = generator(self.seed, self.current_epoch, self._batch_idx, view)
+        return take_rows(transform.draw(n * world, source), slice(rank * n, (rank + 1) * n))
+
+    @final
+    def training_step(self, batch: SkeletonBatch, batch_idx: int) -> Tensor:
+        self._batch_idx = batch_idx
+        outputs = self.objective(batch)
+        terms = {name: value for name, value in outputs.items() if value.ndim == 0}
+        loss = torch.stack(list(terms.values())).sum()
+        self._outputs = {name: value.detach() for name, value in outputs.items() if value.ndim > 0}
+        logged = {f"train/{name}": value.detach() for name, value in (terms | {"loss": loss}).items()}
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.joints.shape[0], sync_dist=True)
+        return loss
+
+    @final
+    def optimizer_step(self, *args, **kwargs) -> None:
+        super().optimizer_step(*args, **kwargs)
+        with torch.no_grad():
+            self.after_step(self._outputs)
+        self._outputs = {}
+
+    def configure_optimizers(self):
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}
