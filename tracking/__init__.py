@@ -1,0 +1,1 @@
+"""What surrounds a run: identity, checked construction, records, loggers, report. Imports no sibling package."""
