@@ -1,0 +1,1 @@
+"""Image-text data: readers, modality masks, prompts, batches."""
