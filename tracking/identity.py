@@ -69,11 +69,11 @@ def run_key(
 
 def essence(config: Mapping | DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain containers, without what `LEFT_OUT` and `LEFT_OUT_ANYWHERE` name."""
-    plain = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
+    plain: Any = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
     for name in LOCATIONS:
         if name in plain:
             plain[name] = _masked(plain[name], name)
-    resolved = OmegaConf.to_container(OmegaConf.create(plain), resolve=True, throw_on_missing=True)
+    resolved: Any = OmegaConf.to_container(OmegaConf.create(plain), resolve=True, throw_on_missing=True)
     for dotted in LEFT_OUT:
         *parents, last = dotted.split(".")
         node = resolved
