@@ -1,0 +1,1 @@
+"""Rounds of Lightning trainers: any LightningModule as the clients of a federation."""

@@ -1,0 +1,30 @@
+"""FedYogi: the second moment moves by the sign of its error."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from federated.state import State
+from federated.strategies.base import Strategy, ascend, change, last_v, momentum, remember
+
+
+@dataclass(frozen=True)
+class FedYogi(Strategy):
+    """v = v - (1 - beta2) m^2 sign(v - m^2) from tau^2, m of the plain mean (FedMLLM, server rules).
+
+    m^2 stands where the textbook has Delta^2, as released.
+    """
+
+    eta: float = 1e-3
+    tau: float = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.99
+
+    weighted: ClassVar[bool] = False
+
+    def step(self, parameters: State, mean: State, memory: State) -> tuple[State, State]:
+        m = momentum(change(parameters, mean), memory, self.beta1)
+        v = {}
+        for name, last in last_v(parameters, memory, self.tau).items():
+            squared = m[name] ** 2
+            v[name] = last - (1 - self.beta2) * squared * (last - squared).sign()
+        return ascend(parameters, m, v, self.eta, self.tau), remember(m=m, v=v)

@@ -1,0 +1,64 @@
+"""The clients' mean of a round, the same bytes in whatever order they arrive (design contract 5)."""
+
+from collections.abc import Sequence
+
+import torch
+
+from federated.state import State
+
+
+class OrderedMean:
+    """Folds n_k x_k into float64 sums in the order of the client ids and divides once at the end.
+
+    An update that arrives before its turn waits in a reorder buffer; who keeps no more than w clients started and not
+    yet `folded` or dropped never has more than w states waiting. A dropped client frees its place, and the mean is of
+    those that remain.
+    """
+
+    def __init__(self, clients: Sequence[int]):
+        self._order = sorted(clients)
+        if len(set(self._order)) != len(self._order):
+            raise ValueError(f"a client occurs twice among {self._order}")
+        self._turn = 0
+        self._waiting: dict[int, tuple[State, float] | None] = {}
+        self._sums: State = {}
+        self._weight = 0.0
+        self.most_waiting = 0
+
+    @property
+    def settled(self) -> int:
+        """Clients whose turn has passed, folded or dropped."""
+        return self._turn
+
+    def add(self, client: int, state: State, weight: float) -> None:
+        """Hand in a client's state with its weight (n_k, or 1)."""
+        self._place(client, (state, weight))
+
+    def drop(self, client: int) -> None:
+        """The client failed."""
+        self._place(client, None)
+
+    def result(self) -> State | None:
+        """The float64 mean, None without a survivor. Raises RuntimeError before every client is settled."""
+        if self._turn < len(self._order):
+            raise RuntimeError(f"clients {self._order[self._turn :]} are not settled yet")
+        if self._weight == 0:
+            return None
+        return {name: total / self._weight for name, total in self._sums.items()}
+
+    def _place(self, client: int, entry: tuple[State, float] | None) -> None:
+        if client not in self._order[self._turn :] or client in self._waiting:
+            raise ValueError(f"client {client} is not awaited")
+        self._waiting[client] = entry
+        self.most_waiting = max(self.most_waiting, len(self._waiting))
+        while self._turn < len(self._order) and self._order[self._turn] in self._waiting:
+            turn = self._waiting.pop(self._order[self._turn])
+            self._turn += 1
+            if turn is not None:
+                self._fold(*turn)
+
+    def _fold(self, state: State, weight: float) -> None:
+        self._weight += weight
+        for name, tensor in state.items():
+            term = tensor.to(torch.float64) * weight
+            self._sums[name] = self._sums[name].add_(term) if name in self._sums else term
