@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,20 +22,20 @@ class SkeletonBatch(NamedTuple):
     ids: Tensor
 
 
-def collate(clips: list[tuple[Tensor, int, int]], max_bodies: int) -> SkeletonBatch:
-    """Stack store clips (T, M, V, C), each with its label and id, padding frames and bodies with zeros.
+def collate(clips: list[np.ndarray], labels: np.ndarray, ids: np.ndarray, max_bodies: int) -> SkeletonBatch:
+    """Stack store clips (T, M, V, C), padding frames and bodies with zeros; bodies beyond `max_bodies` are left out.
 
     The one place where the store's order (T, M, V, C) becomes the field's (C, T, V, M).
     """
-    frames = [clip.shape[0] for clip, _, _ in clips]
-    _, _, joints, axes = clips[0][0].shape
-    padded = torch.zeros(len(clips), max(frames), max_bodies, joints, axes)
-    for row, (clip, _, _) in enumerate(clips):
+    frames = np.array([len(clip) for clip in clips])
+    _, _, joints, axes = clips[0].shape
+    padded = np.zeros((len(clips), frames.max(), max_bodies, joints, axes), dtype=np.float32)
+    for place, clip in zip(padded, clips, strict=True):
         bodies = min(clip.shape[1], max_bodies)
-        padded[row, : clip.shape[0], :bodies] = clip[:, :bodies]
+        place[: len(clip), :bodies] = clip[:, :bodies]
     return SkeletonBatch(
-        joints=padded.permute(0, 4, 1, 3, 2).contiguous(),
-        num_frames=torch.tensor(frames),
-        labels=torch.tensor([label for _, label, _ in clips]),
-        ids=torch.tensor([clip_id for _, _, clip_id in clips]),
+        joints=torch.from_numpy(padded).permute(0, 4, 1, 3, 2).contiguous(),
+        num_frames=torch.from_numpy(frames),
+        labels=torch.from_numpy(labels),
+        ids=torch.from_numpy(ids),
     )

@@ -3,6 +3,7 @@
 A method says what its loss terms are and how it embeds; the plumbing is here, once.
 """
 
+from dataclasses import dataclass
 from typing import Any, final
 
 import pytorch_lightning as pl
@@ -12,6 +13,16 @@ from torch import Tensor
 from datamodules.batch import SkeletonBatch
 from datamodules.randomness import generator, take_rows
 from lightning_modules.schedules import Schedule
+
+
+@dataclass
+class Place:
+    """Where a run stands: what a random draw depends on besides the seed."""
+
+    epoch: int = 0
+    step: int = 0
+    rank: int = 0
+    world: int = 1
 
 
 class SkeletonModule(pl.LightningModule):
@@ -34,7 +45,7 @@ class SkeletonModule(pl.LightningModule):
     def __init__(self, optimizer, schedule: Schedule, seed: int):
         super().__init__()
         self._optimizer, self._schedule, self.seed = optimizer, schedule, seed
-        self._batch_idx = 0
+        self.place = Place()
         self._outputs: dict[str, Tensor] = {}
 
     def objective(self, batch: SkeletonBatch) -> dict[str, Tensor]:
@@ -55,19 +66,26 @@ class SkeletonModule(pl.LightningModule):
 
         view: a number of its own for every draw of a step, so that no two share their random numbers.
         """
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self._trainer is not None else (1, 0)
-        source = generator(self.seed, self.current_epoch, self._batch_idx, view)
-        return take_rows(transform.draw(n * world, source), slice(rank * n, (rank + 1) * n))
+        place = self.place
+        source = generator(self.seed, place.epoch, place.step, view)
+        drawn = transform.draw(n * place.world, source)
+        return take_rows(drawn, slice(place.rank * n, (place.rank + 1) * n))
+
+    def clips_in(self, batch: Any) -> int:
+        """How many clips a batch holds, the weight of its loss in the epoch's mean."""
+        return len(batch.labels)
 
     @final
     def training_step(self, batch: SkeletonBatch, batch_idx: int) -> Tensor:
-        self._batch_idx = batch_idx
+        place, trainer = self.place, self.trainer
+        place.epoch, place.step = trainer.current_epoch, batch_idx
+        place.rank, place.world = trainer.global_rank, trainer.world_size
         outputs = self.objective(batch)
         terms = {name: value for name, value in outputs.items() if value.ndim == 0}
         loss = torch.stack(list(terms.values())).sum()
         self._outputs = {name: value.detach() for name, value in outputs.items() if value.ndim > 0}
         logged = {f"train/{name}": value.detach() for name, value in (terms | {"loss": loss}).items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=batch.joints.shape[0], sync_dist=True)
+        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=self.clips_in(batch), sync_dist=True)
         return loss
 
     @final

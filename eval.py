@@ -1,0 +1,96 @@
+"""Evaluate a run: `python eval.py experiment=ntu60/sds_cl_xsub protocol=knn`, with the settings given to train.py.
+
+Beside the trained network always stand the same network at random initialisation and the coordinates without one.
+"""
+
+import hashlib
+import time
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.errors import InputError
+from lightning_modules.evaluation.subject import Subject
+from tracking import identity, records
+from tracking.build import build
+from tracking.doors import door
+from train import Run, announce, make_data
+
+
+def subjects(config: DictConfig, run: Run, checkpoint: Path) -> list[Subject]:
+    """The rows of an evaluation."""
+    weights = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    sources = {
+        "": (weights, partial(run.trained, checkpoint)),
+        "random initialisation": (f"random {run.key}", run.module),
+        "coordinates": ("coordinates", None),
+    }
+    return [
+        Subject(
+            name=name,
+            key=key,
+            folder=run.folder / "evaluation" / (name or "trained").replace(" ", "_"),
+            data=run.data,
+            num_classes=run.config["data"]["num_classes"],
+            trainer=run.config["trainer"],
+            make_data=partial(make_data, config),
+            make_backbone=make,
+        )
+        for name, (key, make) in sources.items()
+    ]
+
+
+def measure(config: DictConfig, run: Run, subject: Subject) -> records.Record:
+    """One subject under one protocol: found among the records, or measured and recorded."""
+    folder = Path(config.paths.records)
+    own = OmegaConf.masked_copy(config, [name for name in config if name not in ("scale", "knn_every", "experiment")])
+    key = identity.run_key(own, run.data.fingerprint, subject.key)
+    kind = config.protocol.name
+    found = records.find(folder, key=key, kind=kind, variant=subject.name)
+    if found and not config.fresh:
+        return found[0]
+    started = time.monotonic()
+    result = build(config.protocol.measure).measure(subject)
+    best = {"top1": result.pop("best")} if "best" in result else {}
+    record = run.record(
+        kind=kind,
+        key=key,
+        metrics=result,
+        best=best,
+        variant=subject.name,
+        setting=setting(config),
+        parents=[run.key],
+        seconds=time.monotonic() - started,
+    )
+    records.write(record, folder)
+    return record
+
+
+def setting(config: DictConfig) -> str:
+    """What tells apart results of one protocol."""
+    return config.protocol.get("setting") or f"{100 * config.protocol.fraction:g} % of the labels"
+
+
+@door("eval", expected=(InputError,))
+def main(config: DictConfig) -> dict:
+    """Measure every subject under `config.protocol`; returns the headline of each."""
+    run = Run.of(config)
+    announce(run)
+    checkpoint = Path(config.checkpoint) if config.checkpoint else run.checkpoint
+    if not checkpoint.is_file():
+        raise InputError(f"expected a checkpoint {checkpoint}, found none: run python train.py with the same settings")
+    results = {}
+    for subject in subjects(config, run, checkpoint):
+        record = measure(config, run, subject)
+        value = record.metrics[config.protocol.headline]
+        results[subject.name or "trained"] = value
+        best = f"  (best test epoch {record.best['top1']:.1f})" if record.best else ""
+        print(
+            f"{config.protocol.name}, {setting(config)}  {subject.name or config.name}: {value:.1f} %{best}", flush=True
+        )
+    return results
+
+
+if __name__ == "__main__":
+    main()

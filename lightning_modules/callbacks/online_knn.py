@@ -1,0 +1,37 @@
+"""Nearest-neighbour accuracy while pre-training: whether the representation improves, long before a probe is trained."""
+
+import pytorch_lightning as pl
+import torch
+
+from datamodules.randomness import generator
+from lightning_modules.evaluation.embedding import embed
+from lightning_modules.evaluation.knn import neighbours
+
+
+class OnlineKNN(pl.Callback):
+    """Logs `test/knn1` (cosine 1-NN, percent) every `every` epochs on at most `clips` clips of each side.
+
+    The clips are a fixed draw by `seed`; labels serve this display only. It leaves the module in train mode and draws
+    nothing from torch's generators, so a run with it equals one without it.
+    """
+
+    def __init__(self, every: int = 5, clips: int = 2000, seed: int = 1):
+        self.every, self.clips, self.seed = every, clips, seed
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        done = trainer.current_epoch + 1
+        if done % self.every and done != trainer.max_epochs:
+            return
+        module.eval()
+        train, test = (self._embed(trainer, module, side) for side in ("train", "test"))
+        module.train()
+        nearest = neighbours(train.vectors, test.vectors, 1, "cosine")[:, 0]
+        module.log("test/knn1", 100 * (train.labels[nearest] == test.labels).float().mean().to(module.device))
+
+    def _embed(self, trainer: pl.Trainer, module: pl.LightningModule, side: str):
+        rows = trainer.datamodule.rows[side]
+        if len(rows) > self.clips:
+            rows = rows[
+                torch.randperm(len(rows), generator=generator(self.seed, 0))[: self.clips].sort().values.numpy()
+            ]
+        return embed(module.embed, trainer.datamodule.in_order(rows), module.device, f"online k-NN, {side}")

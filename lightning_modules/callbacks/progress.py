@@ -1,0 +1,36 @@
+"""One line an epoch where the output is a file or a pipe; a terminal gets Lightning's rich bar instead."""
+
+import sys
+import time
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import RichProgressBar
+
+
+class EpochLines(pl.Callback):
+    """Prints epoch, logged metrics and the time left, at most once every `seconds`, the last epoch always."""
+
+    def __init__(self, title: str, seconds: float = 10.0):
+        self.title, self.seconds = title, seconds
+        self._start = self._printed = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._start = self._printed = time.monotonic()
+        self._first = trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        now, done = time.monotonic(), trainer.current_epoch + 1
+        if not trainer.is_global_zero or (now - self._printed < self.seconds and done < trainer.max_epochs):
+            return
+        self._printed = now
+        left = (now - self._start) / (done - self._first) * (trainer.max_epochs - done)
+        metrics = "  ".join(
+            f"{name.split('/')[-1]} {float(value):.3f}" for name, value in trainer.callback_metrics.items()
+        )
+        print(f"{self.title}: epoch {done}/{trainer.max_epochs}  {metrics}  {left:.0f} s left", flush=True)
+
+
+def progress(title: str) -> pl.Callback:
+    """The progress display for where we run."""
+    return RichProgressBar(leave=False) if sys.stdout.isatty() else EpochLines(title)

@@ -1,0 +1,61 @@
+"""Each split is embedded once, into a file; every frozen protocol reads it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from rich.progress import track
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from datamodules.batch import SkeletonBatch
+from datamodules.transforms.temporal import SampleFrames
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """vectors (N, D) float32, labels (N,), ids (N,) rows of the store, in the store's order."""
+
+    vectors: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def select(self, rows: Tensor) -> "Embedding":
+        """The clips whose store row is among `rows`."""
+        keep = torch.isin(self.ids, rows)
+        return Embedding(self.vectors[keep], self.labels[keep], self.ids[keep])
+
+
+@torch.no_grad()
+def embed(
+    function: Callable[[SkeletonBatch], Tensor], loader: Iterable[SkeletonBatch], device: torch.device, title: str
+) -> Embedding:
+    """Apply `function` (batch -> (N, D)) to every batch of an ordered loader, with progress."""
+    parts = []
+    for batch in track(loader, description=title, transient=True):
+        vectors = function(SkeletonBatch(*(part.to(device) for part in batch)))
+        parts.append((vectors.float().cpu(), batch.labels, batch.ids))
+    return Embedding(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def coordinates(batch: SkeletonBatch, frames: int = 32) -> Tensor:
+    """(N, C * frames * V * M) normalised coordinates at evenly spaced frames: the baseline without a network."""
+    return SampleFrames(frames).apply(batch.joints, None, batch.num_frames).flatten(1)
+
+
+def cached(path: Path, key: str, compute: Callable[[], Embedding]) -> Embedding:
+    """Read the embedding written under `key`, or compute and write it, atomically."""
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") == key:
+                return Embedding(*(file.get_tensor(field.name) for field in fields(Embedding)))
+    embedding = compute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(
+        {field.name: getattr(embedding, field.name).contiguous() for field in fields(Embedding)}, partial, {"key": key}
+    )
+    partial.replace(path)
+    return embedding

@@ -1,0 +1,58 @@
+"""Training the whole network on labels: full fine-tuning, semi-supervised fractions, and supervised from scratch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+
+from datamodules.errors import InputError
+from datamodules.skeleton import SkeletonDataModule
+from lightning_modules.callbacks.history import History
+from lightning_modules.classifier import Classifier
+from lightning_modules.evaluation.linear import LinearProbe
+from lightning_modules.evaluation.subject import Subject
+from lightning_modules.fitting import fit
+from lightning_modules.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class FineTune:
+    """Fresh linear layer on the subject's backbone, both trained with cross-entropy on a share of the labels.
+
+    fraction: share of the training labels.
+    optimizer: partial. test_every: epochs between looks at the test side (for the best test epoch, the field's habit).
+    Coordinates have no network to tune: their row is `coordinates_probe` on the same labels.
+    """
+
+    fraction: float
+    epochs: int
+    optimizer: Callable[..., Any]
+    schedule: Schedule
+    seed: int
+    batch_size: int
+    coordinates_probe: LinearProbe
+    test_every: int = 1
+
+    def measure(self, subject: Subject) -> dict[str, float]:
+        """Top-1 accuracy in percent: `top1` after the last epoch, `best` over the epochs; `labels` used."""
+        if self.epochs % self.test_every:
+            raise InputError(
+                f"the last epoch must be tested: {self.epochs} epochs do not divide by test_every={self.test_every}"
+            )
+        if subject.make_backbone is None:
+            return self.coordinates_probe.measure(subject)
+        pl.seed_everything(self.seed, verbose=False)
+        classifier = Classifier(subject.make_backbone(), subject.num_classes, self.optimizer, self.schedule, self.seed)
+        data = subject.make_data(
+            batch_size=self.batch_size, fraction=self.fraction, drop_last=False, labelled=None, tested=True
+        )
+        history = self._fit(classifier, data, subject)
+        labels = len(data.label_rows(self.fraction))
+        return {"top1": history.last()["test/top1"], "best": history.best("test/top1"), "labels": labels}
+
+    def _fit(self, classifier: Classifier, data: SkeletonDataModule, subject: Subject) -> History:
+        trainer = subject.trainer | {"max_epochs": self.epochs, "check_val_every_n_epoch": self.test_every}
+        folder = subject.folder / f"finetune-{self.fraction:g}"
+        title = f"fine-tuning on {100 * self.fraction:g} % of the labels: {subject.name}"
+        return fit(classifier, data, folder, trainer, self.seed, title)

@@ -1,0 +1,69 @@
+"""Linear probe on frozen embeddings: embedding once makes it exact, because the encoder is in eval mode."""
+
+from dataclasses import dataclass
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn import functional
+
+from datamodules.randomness import generator
+from lightning_modules.evaluation.embedding import Embedding
+from lightning_modules.evaluation.subject import Subject
+from lightning_modules.schedules import Schedule
+
+
+def standardise(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Zero mean and unit variance by the training clips; constant features stay 0."""
+    mean, spread = train.mean(0), train.std(0, correction=0)
+    scale = torch.where(spread > 1e-6 * spread.max().clamp(min=1e-12), 1 / spread, 0)
+    return (train - mean) * scale, (test - mean) * scale
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """One fully connected layer (N(0, .01), bias 0) trained by SGD with cross-entropy, in mini-batches.
+
+    standardised: features are standardised first, so that one learning rate serves encoders of any scale; False is
+    the published setting of A2MC and SCD-Net. schedule: factor on `lr` by epoch. fraction: share of the labels.
+    The headline is the last epoch; the best test epoch stands beside it, as the field reports it.
+    """
+
+    epochs: int
+    lr: float
+    batch_size: int
+    schedule: Schedule
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    standardised: bool = True
+    fraction: float = 1.0
+    seed: int = 1
+
+    def measure(self, subject: Subject) -> dict[str, float]:
+        """Top-1 accuracy in percent: `top1` after the last epoch, `best` over the epochs; `labels` used."""
+        train = subject.embedding("train").select(subject.label_rows(self.fraction))
+        scores = self.fit(train, subject.embedding("test"), subject.num_classes)
+        return {"top1": scores[-1], "best": max(scores), "labels": len(train.labels)}
+
+    def fit(self, train: Embedding, test: Embedding, num_classes: int) -> list[float]:
+        """Test top-1 in percent after each epoch."""
+        inputs, tests = train.vectors, test.vectors
+        if self.standardised:
+            inputs, tests = standardise(inputs, tests)
+        source = generator(self.seed, 0)
+        layer = nn.Linear(inputs.shape[1], num_classes)
+        with torch.no_grad():
+            layer.weight.normal_(0, 0.01, generator=source)
+            layer.bias.zero_()
+        optimizer = torch.optim.SGD(layer.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
+        scores = []
+        for _ in track(range(self.epochs), description="linear probe", transient=True):
+            for rows in torch.randperm(len(inputs), generator=source).split(self.batch_size):
+                optimizer.zero_grad()
+                functional.cross_entropy(layer(inputs[rows]), train.labels[rows]).backward()
+                optimizer.step()
+            scheduler.step()
+            with torch.no_grad():
+                scores.append(100 * (layer(tests).argmax(1) == test.labels).float().mean().item())
+        return scores

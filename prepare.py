@@ -1,0 +1,45 @@
+"""Raw files -> stores: `python prepare.py data=ntu60 raw=DIR`; without `raw` the embedded miniature is written first."""
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from datamodules import protocols
+from datamodules.errors import InputError
+from datamodules.miniature import skeletons
+from datamodules.preparation import prepare
+from datamodules.skeleton import store_folder
+from tracking.build import build, factory
+from tracking.doors import door
+
+factory(skeletons.write_ntu)
+factory(skeletons.write_ucla)
+
+
+@door("prepare", expected=(InputError,))
+def main(config: DictConfig) -> dict:
+    """Prepare `config.data` from `config.raw`; returns counts, the store's folder and what was rejected."""
+    data = config.data
+    folder = store_folder(config.paths.stores, data.name, config.raw)
+    miniature = config.raw == "miniature"
+    raw = Path(config.raw).expanduser()
+    if miniature:
+        raw = folder / "raw_files"
+        build(data.miniature, folder=raw)
+        print(f"{data.name}: miniature, not {data.title}: made-up clips in its file format")
+    return prepare(
+        reader=build(data.reader),
+        raw=raw,
+        out=folder,
+        recipes=list(data.recipes),
+        exclude=protocols.missing(data.exclude) if data.exclude else frozenset(),
+        name=data.name,
+        miniature=miniature,
+        workers=config.workers or os.cpu_count() or 1,
+        strict=config.strict,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Frozen protocols against scikit-learn and against what they must find on data made for it."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from toys import ToyMethod, toy_data, write_toy_stores
+
+from datamodules.errors import InputError
+from lightning_modules.evaluation.embedding import Embedding, cached, coordinates, embed
+from lightning_modules.evaluation.knn import KNN, neighbours, vote
+from lightning_modules.evaluation.linear import LinearProbe, standardise
+from lightning_modules.evaluation.subject import Subject
+from lightning_modules.schedules import StepDecay
+
+
+class Given:
+    """A subject whose embeddings are there already."""
+
+    num_classes = 4
+
+    def __init__(self, train: Embedding, test: Embedding):
+        self.sides = {"train": train, "test": test}
+
+    def embedding(self, side):
+        return self.sides[side]
+
+    def label_rows(self, fraction):
+        return self.sides["train"].ids[: round(fraction * len(self.sides["train"].ids))]
+
+
+def clouds(n: int, seed: int, spread: float = 1.0) -> Embedding:
+    source = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 4
+    centres = 2 * torch.eye(4).repeat(1, 3)
+    return Embedding(centres[labels] + spread * torch.randn(n, 12, generator=source), labels, torch.arange(n))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_knn_equals_scikit_learn(metric):
+    train, test = clouds(200, 0), clouds(90, 1)
+    found = KNN(ks=(1, 5, 20), metric=metric).measure(Given(train, test))
+    for k in (1, 5, 20):
+        theirs = KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(train.vectors, train.labels)
+        assert found[f"k{k}"] == pytest.approx(100 * theirs.score(test.vectors, test.labels), abs=1e-4)
+    assert 50 < found["k1"] < 100
+
+
+def test_chunks_do_not_change_neighbours():
+    train, test = clouds(50, 0).vectors, clouds(33, 1).vectors
+    assert torch.equal(neighbours(train, test, 5, "cosine", chunk=7), neighbours(train, test, 5, "cosine"))
+
+
+def test_a_tied_vote_goes_to_the_smallest_class():
+    assert vote(torch.tensor([[3, 1, 1, 3], [2, 0, 2, 1]]), 4).tolist() == [1, 2]
+
+
+def test_more_neighbours_than_clips_is_said():
+    with pytest.raises(InputError, match="k=20 neighbours asked of 8"):
+        KNN().measure(Given(clouds(8, 0), clouds(4, 1)))
+
+
+def probe(**kwargs) -> LinearProbe:
+    return LinearProbe(**({"epochs": 30, "lr": 0.1, "batch_size": 32, "schedule": StepDecay((20,))} | kwargs))
+
+
+def test_linear_probe_separates_what_a_line_separates():
+    scores = probe().measure(Given(clouds(400, 0, 0.3), clouds(100, 1, 0.3)))
+    assert scores["top1"] == 100 and scores["labels"] == 400
+    labels = torch.arange(400).flip(0) % 4
+    nonsense = Embedding(torch.randn(400, 12, generator=torch.Generator().manual_seed(0)), labels, torch.arange(400))
+    assert probe().measure(Given(nonsense, clouds(400, 1)))["top1"] < 45
+
+
+def test_linear_probe_is_a_function_of_its_seed_and_uses_only_the_labels_it_may():
+    given = Given(clouds(400, 0), clouds(100, 1))
+    assert probe().measure(given) == probe().measure(given)
+    few = probe(fraction=0.05).measure(given)
+    assert few["labels"] == 20 and few["best"] >= few["top1"]
+    damaged = clouds(400, 0)
+    damaged.vectors[20:] = 1e6
+    assert probe(fraction=0.05).measure(Given(damaged, clouds(100, 1))) == few
+
+
+def test_standardising_by_the_training_side_keeps_constant_features_at_zero():
+    train, test = torch.randn(50, 3), torch.randn(20, 3)
+    train[:, 1] = test[:, 1] = 7.0
+    ours, theirs = standardise(train, test)
+    assert torch.allclose(ours.mean(0), torch.zeros(3), atol=1e-5) and not ours[:, 1].any() and not theirs[:, 1].any()
+    np.testing.assert_allclose(ours[:, 0].std(correction=0), 1, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return toy_data(write_toy_stores(tmp_path_factory.mktemp("stores")))
+
+
+def test_an_embedding_is_computed_once_and_read_afterwards(data, tmp_path):
+    calls = []
+
+    def backbone():
+        calls.append(1)
+        torch.manual_seed(0)
+        return ToyMethod()
+
+    subject = Subject("toy", "key", tmp_path, data, 60, backbone)
+    first, again = subject.embedding("train"), subject.embedding("train")
+    assert len(calls) == 1 and first.vectors.shape == (33, 16)
+    assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("vectors", "labels", "ids"))
+    other = Subject("toy", "other key", tmp_path, data, 60, backbone).embedding("train")
+    assert len(calls) == 2 and torch.equal(other.vectors, first.vectors)
+
+
+def test_the_cache_is_not_asked_with_another_key(tmp_path):
+    path = tmp_path / "e.safetensors"
+    one, two = clouds(8, 0), clouds(8, 1)
+    cached(path, "one", lambda: one)
+    assert torch.equal(cached(path, "one", lambda: two).vectors, one.vectors)
+    assert torch.equal(cached(path, "two", lambda: two).vectors, two.vectors)
+
+
+def test_coordinates_know_the_class_and_not_the_padding(data):
+    batch = next(iter(data.ordered("train")))
+    padded = batch._replace(joints=torch.cat([batch.joints, torch.zeros_like(batch.joints)], dim=2))
+    assert torch.equal(coordinates(batch), coordinates(padded))
+    embedding = embed(coordinates, data.ordered("train"), torch.device("cpu"), "coordinates")
+    assert embedding.vectors.shape == (33, 3 * 32 * 25 * 2)

@@ -1,0 +1,149 @@
+"""Train a method: `python train.py experiment=ntu60/sds_cl_xsub`; launched again it finds the result or resumes."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.errors import InputError
+from datamodules.skeleton import Labelled, SkeletonDataModule, store_folder
+from lightning_modules.base import SkeletonModule
+from lightning_modules.callbacks.online_knn import OnlineKNN
+from lightning_modules.fitting import CHECKPOINT, fit
+from tracking import identity, loggers, records
+from tracking.build import build
+from tracking.doors import door
+
+# What evaluation adds to the configuration, and what only watches: neither changes what is trained.
+NOT_TRAINED = ("protocol", "finetune", "linear", "scale", "knn_every")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run, whether or not it has been made: its settings, data, key and folder."""
+
+    config: dict[str, Any]
+    data: SkeletonDataModule
+    key: str
+    folder: Path
+
+    @classmethod
+    def of(cls, config: DictConfig) -> "Run":
+        """The run that these settings describe."""
+        data = make_data(config)
+        trained = OmegaConf.masked_copy(config, [name for name in config if name not in NOT_TRAINED])
+        key = identity.run_key(trained, data.fingerprint)
+        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        return cls(settings, data, key, Path(config.paths.runs) / f"{config.data.name}-{config.name}-{key[:12]}")
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the last epoch stands."""
+        return self.folder / CHECKPOINT
+
+    def module(self) -> SkeletonModule:
+        """The method as it starts; its weights are a function of the seed."""
+        pl.seed_everything(self.config["seed"], verbose=False)
+        return build(self.config["method"])
+
+    def trained(self, checkpoint: Path) -> SkeletonModule:
+        """The method with the weights of a checkpoint of ours."""
+        module = self.module()
+        module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+        return module
+
+    def record(self, **facts) -> records.Record:
+        """A record of a result on this run's data, to which `facts` adds what was measured."""
+        config, data = self.config, self.data
+        title = config["data"]["title"]
+        return records.Record(
+            experiment=f"{config['data']['name']}/{config['name']}",
+            config=config,
+            data={
+                "name": f"miniature, not {title}" if data.miniature else title,
+                "fingerprint": data.fingerprint,
+                "miniature": data.miniature,
+                "split": data.split,
+                "counts": data.counts,
+            },
+            seeds={"seed": config["seed"]},
+            **({"method": config["name"]} | facts),
+        )
+
+
+def make_data(config: DictConfig, **options) -> SkeletonDataModule:
+    """The prepared data of `config`; raises InputError with the command that prepares it.
+
+    options: arguments of SkeletonDataModule that differ from those for training.
+    """
+    folder = store_folder(config.paths.stores, config.data.name, config.raw)
+    if not (folder / config.data.recipe).is_dir():
+        command = f"python prepare.py data={config.data.name} raw={config.raw}"
+        raise InputError(f"expected prepared data in {folder / config.data.recipe}, found none: run {command}")
+    labelled = Labelled(**config.labelled) if config.labelled else None
+    chosen = {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "labelled": labelled,
+        "tested": labelled is not None,
+        **config.loader,
+    }
+    return SkeletonDataModule(folder, config.data.recipe, config.data.split, **(chosen | options))
+
+
+def announce(run: Run) -> None:
+    """Say it wherever numbers are made: a miniature is not the data set."""
+    if run.data.miniature:
+        print(
+            f"*** miniature, not {run.config['data']['title']}: these numbers say nothing about the real data set ***"
+        )
+
+
+@door("train", expected=(InputError,))
+def main(config: DictConfig) -> dict:
+    """Train until the last epoch; returns the record's metrics, the run's key and its folder."""
+    run = Run.of(config)
+    announce(run)
+    found = records.find(Path(config.paths.records), key=run.key, kind="train")
+    if found and run.checkpoint.exists() and not config.fresh:
+        print(f"found: {run.folder} (fresh=true runs again)")
+        return {"key": run.key, "folder": str(run.folder), **found[0].metrics}
+    if config.fresh:
+        set_aside(run.folder)
+    started = time.monotonic()
+    hooks = [OnlineKNN(config.knn_every, seed=config.seed)] if config.knn_every else []
+    title = f"{config.name} on {config.data.name}"
+    with loggers.make(
+        run.folder,
+        key=run.key,
+        experiment=f"{config.data.name}/{config.name}",
+        job_type="train",
+        tags=[config.name, config.data.name, config.data.split],
+        config=run.config,
+        **config.logger,
+    ) as sinks:
+        history = fit(run.module(), run.data, run.folder, run.config["trainer"], config.seed, title, sinks, hooks)
+    best = {name: history.best(name) for name in history.last() if name.startswith("test/")}
+    record = run.record(
+        kind="train", key=run.key, metrics=history.last(), best=best, seconds=time.monotonic() - started
+    )
+    path = records.write(record, Path(config.paths.records))
+    print(f"trained: {run.folder}, record {path}")
+    return {"key": run.key, "folder": str(run.folder), **record.metrics}
+
+
+def set_aside(folder: Path) -> None:
+    """Keep the run that `fresh=true` replaces beside the new one, until the next time."""
+    if folder.exists():
+        previous = folder.with_name(f"{folder.name}.previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+
+
+if __name__ == "__main__":
+    main()
