@@ -38,16 +38,16 @@ class SubsetAttention(nn.Module):
     def maps(self, x: Tensor) -> Tensor:
         """(B, S, P, P) maps a_s, query index first."""
         batch, _, length, positions = x.shape
-        heads = self.query_key(x + self.code).view(batch, 2, self.subsets, self.inner * length, positions)
+        heads = self.query_key(x + self.code).reshape(batch, 2, self.subsets, self.inner * length, positions)
         scores = heads[:, 0].transpose(-1, -2) @ heads[:, 1] / (self.inner * length)
         maps = self.alpha * scores.tanh()
         return maps if self.a0 is None else self.a0 + maps
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S * C, L, P): z_1 to z_S one after the other."""
-        batch, channels, length, positions = x.shape
-        attended = x.reshape(batch, 1, channels * length, positions) @ self.maps(x)
-        return attended.view(batch, self.subsets * channels, length, positions)
+        # einsum multiplies x once by the maps side by side; a broadcast matmul would first copy x for every subset.
+        attended = torch.einsum("bclu,bsuv->bsclv", x, self.maps(x))
+        return attended.flatten(1, 2)
 
 
 def _shortcut(in_channels: int, out_channels: int, learnt: bool, stride=(1, 1)) -> nn.Module:
