@@ -9,13 +9,24 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Axes:
+    """Joints that orient a figure: the origin, and the pairs whose vectors are turned onto z and then onto x."""
+
+    origin: int
+    z_axis: tuple[int, int]
+    x_axis: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class SkeletonTopology:
     """Joints of one skeleton format, counted from 0.
 
     parents: parent of each joint; the root is its own parent.
     mirror: (left, right) joint pairs swapped by a flip.
     body_groups, part_groups: coarse and finer groups of joints; every joint belongs to exactly one of each.
-    origin, z_axis, x_axis, scale: joints from which the recipe `dsta` takes origin, upward axis, sideways axis and unit length.
+    origin, z_axis, x_axis, scale: joints from which the recipe `dsta` takes origin, upward axis, sideways
+        axis and unit length.
+    agcn_axes: the same for the recipe `agcn`, which keeps metres; None where that recipe makes no sense.
     """
 
     name: str
@@ -28,6 +39,7 @@ class SkeletonTopology:
     z_axis: tuple[int, int]
     x_axis: tuple[int, int]
     scale: tuple[int, int]
+    agcn_axes: Axes | None = None
 
     @property
     def num_joints(self) -> int:
@@ -93,6 +105,7 @@ NTU25 = SkeletonTopology(
     z_axis=(0, 20),
     x_axis=(20, 5),
     scale=(0, 20),
+    agcn_axes=Axes(origin=1, z_axis=(0, 1), x_axis=(4, 8)),
 )  # fmt: skip
 
 # The 20 joints of Kinect v1. The papers name no groups for it: these follow the rule of the 25-joint ones.
@@ -113,6 +126,7 @@ UCLA20 = SkeletonTopology(
     z_axis=(0, 2),
     x_axis=(2, 5),
     scale=(0, 2),
+    agcn_axes=Axes(origin=1, z_axis=(0, 1), x_axis=(4, 8)),
 )  # fmt: skip
 
 # OpenPose's 18 joints. x and y are image coordinates, so only the recipe `kinetics` applies to them.
