@@ -1,6 +1,6 @@
 """The clients' mean of a round, the same bytes in whatever order they arrive (design contract 5)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -12,11 +12,11 @@ class OrderedMean:
 
     An update that arrives before its turn waits in a reorder buffer; who keeps no more than w clients started and not
     yet `folded` or dropped never has more than w states waiting. A dropped client frees its place, and the mean is of
-    those that remain.
+    those that remain. extend: adds tensors to a state as it is folded, to be averaged with it.
     """
 
-    def __init__(self, clients: Sequence[int]):
-        self._order = sorted(clients)
+    def __init__(self, clients: Sequence[int], extend: Callable[[State], State] | None = None):
+        self._order, self._extend = sorted(clients), extend
         if len(set(self._order)) != len(self._order):
             raise ValueError(f"a client occurs twice among {self._order}")
         self._turn = 0
@@ -59,6 +59,6 @@ class OrderedMean:
 
     def _fold(self, state: State, weight: float) -> None:
         self._weight += weight
-        for name, tensor in state.items():
+        for name, tensor in (self._extend(state) if self._extend else state).items():
             term = tensor.to(torch.float64) * weight
             self._sums[name] = self._sums[name].add_(term) if name in self._sums else term

@@ -1,0 +1,168 @@
+"""One client of one round: one short Lightning fit; what goes wrong in it is a value, not an exception."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytorch_lightning as pl
+from torch.optim import Optimizer
+
+from datamodules.errors import InputError
+from federated.adapter import Adapter
+from federated.data import ClientData
+from federated.device import quiet, trainer
+from federated.seeding import seed_of, seeded
+from federated.state import State
+from federated.terms import Term, TermGradients
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClientTask:
+    """What the server sends: the state to begin from, the factor on the learning rate, the seed of the federation."""
+
+    round_number: int
+    client: int
+    state: State
+    rate: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What comes back: the trained state, the samples and optimiser steps it rests on, the last logged metrics."""
+
+    client: int
+    num_samples: int
+    steps: int
+    state: State
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ClientFailure:
+    """Why nothing came back: the kind of error (its class) and its message, one line."""
+
+    client: int
+    error: str
+    message: str
+    seconds: float
+
+
+Outcome = ClientUpdate | ClientFailure
+
+
+class ClientTimeout(Exception):
+    """A client trained longer than it may."""
+
+
+class ScaledRate(pl.Callback):
+    """Multiplies the learning rates by a factor during each step, so that any scheduler goes on untouched."""
+
+    def __init__(self, factor: float):
+        self._factor = factor
+        self._rates: list[float] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            optimizer.register_step_pre_hook(self._scale)
+            optimizer.register_step_post_hook(self._restore)
+
+    def _scale(self, optimizer: Optimizer, args, kwargs) -> None:
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * self._factor
+
+    def _restore(self, optimizer: Optimizer, args, kwargs) -> None:
+        for group, rate in zip(optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate
+
+
+class Deadline(pl.Callback):
+    """Raises ClientTimeout at the first batch after `seconds`; a single batch is never interrupted."""
+
+    def __init__(self, seconds: float):
+        self._seconds, self._end = seconds, float("inf")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._end = time.monotonic() + self._seconds
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if time.monotonic() > self._end:
+            raise ClientTimeout(f"more than {self._seconds} s at batch {batch_idx}")
+
+
+class Client:
+    """Trains the one resident module as any client of the federation, with a fresh optimiser each time.
+
+    module: any LightningModule. Where it holds a `seed` that keys its draws (SkeletonModule), the seed of (seed,
+    round, client) stands in its place during the fit.
+    options: of Lightning's Trainer (one epoch by default). time_limit: seconds, None for no limit.
+    """
+
+    def __init__(
+        self,
+        module: pl.LightningModule,
+        adapter: Adapter,
+        data: ClientData,
+        terms: Sequence[Term] = (),
+        device: str = "auto",
+        time_limit: float | None = None,
+        options: dict | None = None,
+    ):
+        self._module, self._adapter, self._data = module, adapter, data
+        self._terms, self._device, self._time_limit = list(terms), device, time_limit
+        self._options = {"max_epochs": 1} | (options or {})
+
+    def run(self, task: ClientTask) -> Outcome:
+        """Train on from the task's state. Every Exception becomes a ClientFailure; SystemExit and the like do not.
+
+        Raises InputError if the module changed a frozen parameter: the clients after it would not be what they should.
+        """
+        outcome = self._attempt(task, time.monotonic())
+        self._adapter.check_frozen()
+        return outcome
+
+    def _attempt(self, task: ClientTask, start: float) -> Outcome:
+        try:
+            steps, metrics = self._fit(task, seed_of(task.seed, task.round_number, task.client))
+            state = self._adapter.extract()
+            self._adapter.validate(state)
+        except Exception as error:
+            log.warning("round %d: client %d failed", task.round_number, task.client, exc_info=True)
+            message = " ".join(str(error).split())[:500]
+            return ClientFailure(task.client, type(error).__name__, message, time.monotonic() - start)
+        samples = self._data.num_samples(task.client)
+        return ClientUpdate(task.client, samples, steps, state, metrics, time.monotonic() - start)
+
+    def _fit(self, task: ClientTask, seed: int) -> tuple[int, dict[str, float]]:
+        callbacks: list[pl.Callback] = [ScaledRate(task.rate)]
+        if self._terms:
+            callbacks.append(TermGradients(self._terms, self._adapter))
+        if self._time_limit is not None:
+            callbacks.append(Deadline(self._time_limit))
+        own_seed = getattr(self._module, "seed", None)
+        own_seed = own_seed if isinstance(own_seed, int) else None
+        with quiet(), seeded(seed):
+            fit = trainer(self._device, callbacks, **self._options)
+            try:
+                self._adapter.load(task.state)
+                if own_seed is not None:
+                    self._module.seed = seed
+                fit.fit(self._module, self._data.train_dataloader(task.client, seed))
+                if fit.global_step == 0:
+                    raise InputError("federation: expected an optimiser step, found none; take smaller batches")
+                return fit.global_step, {name: float(value) for name, value in fit.callback_metrics.items()}
+            finally:
+                self._let_go(fit, own_seed)
+
+    def _let_go(self, fit: pl.Trainer, own_seed: int | None) -> None:
+        """Cut the ties by which this fit's optimiser, loader and gradients would outlive it."""
+        if own_seed is not None:
+            self._module.seed = own_seed
+        fit.strategy.optimizers = []
+        self._module.trainer = None
+        self._module.zero_grad(set_to_none=True)

@@ -1,0 +1,51 @@
+"""One device for every client: the module is moved there once and stays."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.strategies import SingleDeviceStrategy
+
+
+class ResidentDevice(SingleDeviceStrategy):
+    """Lightning's single device, but the module is not carried back to the CPU after each fit."""
+
+    def teardown(self) -> None:
+        self.precision_plugin.teardown()
+
+
+def trainer(device: str, callbacks: list[pl.Callback], **options) -> pl.Trainer:
+    """A short-lived trainer that logs, saves and prints nothing.
+
+    device: a torch device ("cpu", "cuda:0"), or "auto": the first GPU if there is one. options: any other argument of
+    Lightning's Trainer; with a `strategy` and `devices` of its own (DDP inside a client) `device` is not looked at.
+    """
+    if "strategy" not in options:
+        place = torch.device(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        devices = 1 if place.type == "cpu" else [place.index or 0]
+        options |= {"accelerator": place.type, "devices": devices, "strategy": ResidentDevice(place)}
+    return pl.Trainer(
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Lightning's greetings and its advice on loader workers are for one long run, not for thousands of short ones."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="pytorch_lightning")
+            yield
+    finally:
+        logger.setLevel(level)

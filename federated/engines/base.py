@@ -1,0 +1,17 @@
+"""What the orchestrator asks of the place where clients run."""
+
+from typing import Protocol
+
+from federated.client import ClientTask, Outcome
+
+
+class Engine(Protocol):
+    """Runs up to `capacity` clients at once; their outcomes come back in any order."""
+
+    capacity: int
+
+    def submit(self, task: ClientTask) -> None:
+        """Start a client; never more than `capacity` are started and not yet folded or dropped."""
+
+    def collect(self) -> Outcome:
+        """Wait for the outcome of any started client."""

@@ -1,0 +1,24 @@
+"""Clients in this process, one after the other, on one resident module."""
+
+from federated.client import Client, ClientTask, Outcome
+
+
+class InProcess:
+    """Engine of one place: a submitted client runs when its outcome is collected."""
+
+    capacity = 1
+
+    def __init__(self, client: Client):
+        self._client = client
+        self._task: ClientTask | None = None
+
+    def submit(self, task: ClientTask) -> None:
+        if self._task is not None:
+            raise RuntimeError(f"client {self._task.client} holds the only place")
+        self._task = task
+
+    def collect(self) -> Outcome:
+        if self._task is None:
+            raise RuntimeError("no client was submitted")
+        task, self._task = self._task, None
+        return self._client.run(task)

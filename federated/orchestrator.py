@@ -1,0 +1,203 @@
+"""The round loop: sample, dispatch, fold, evaluate, commit.
+
+Zero-shot is 0 rounds, centralised training the pooled partition, local training a strategy: no special cases here.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytorch_lightning as pl
+import torch
+
+from datamodules.errors import InputError
+from federated.adapter import Adapter
+from federated.client import ClientFailure, ClientTask, Outcome
+from federated.engines.base import Engine
+from federated.ledger import Ledger, Progress
+from federated.lora_gap import with_products, without_products
+from federated.schedule import AllClients, ConstantRate
+from federated.seeding import EVALUATION, seed_of, seeded
+from federated.state import State, num_bytes
+from federated.strategies.base import Strategy
+from federated.strategies.fold import OrderedMean
+
+log = logging.getLogger(__name__)
+
+Metrics = dict[str, float]
+
+
+class TooManyFailuresError(InputError):
+    """More clients of a round failed than the configuration allows."""
+
+
+@dataclass(frozen=True)
+class FederatedResult:
+    """metrics: of the last evaluation; by_model: the same for each model ("global", or one a client where clients keep
+    tensors of their own); models: their full states; records: one plain dict a round."""
+
+    metrics: Metrics
+    by_model: dict[str, Metrics]
+    models: dict[str, State]
+    records: list[dict]
+
+
+@dataclass
+class Orchestrator:
+    """A federation of `clients` clients that train `module` over `rounds` rounds.
+
+    adapter: of the same resident module that the engine's clients train; sample: (round, clients) -> client ids;
+    rate: (round, rounds) -> factor on the clients' learning rate; evaluate: gives the module's metrics, called after
+    every `evaluate_every` rounds (0: after the last alone) with the global state loaded.
+    max_failed: the largest share of a round's clients that may fail; above it the run stops with TooManyFailuresError
+    and a relaunch repeats the round. track_gap: log how far mean(BA) is from mean(B) mean(A); costs one (out, in)
+    matrix a LoRA pair.
+    """
+
+    module: pl.LightningModule
+    adapter: Adapter
+    engine: Engine
+    strategy: Strategy
+    clients: int
+    rounds: int
+    seed: int
+    sample: Callable[[int, int], list[int]] = field(default_factory=AllClients)
+    rate: Callable[[int, int], float] = field(default_factory=ConstantRate)
+    evaluate: Callable[[pl.LightningModule], Metrics] | None = None
+    evaluate_every: int = 1
+    max_failed: float = 0.5
+    ledger: Ledger | None = None
+    track_gap: bool = True
+
+    def run(self, on_round: Callable[[dict], None] | None = None) -> FederatedResult:
+        """Run or resume; `on_round` is given the record of every round as it is committed.
+
+        Leaves the final global state in the module. Raises TooManyFailuresError, and InputError as the ledger does.
+        """
+        progress = (self.ledger.resume() if self.ledger else None) or self._begin()
+        self.adapter.validate(progress.shared | progress.fresh)
+        while progress.next_round < self.rounds:
+            record = self._round(progress)
+            if self.ledger:
+                self.ledger.commit(progress)
+            if on_round:
+                on_round(record)
+        models = self._models(progress)
+        by_model = progress.records[-1]["by_model"] if progress.records else self._metrics(models, 0)
+        self.adapter.load(progress.shared | progress.fresh)
+        return FederatedResult(_mean(by_model), by_model, models, progress.records)
+
+    def _begin(self) -> Progress:
+        state, personal = self.adapter.extract(), self._personal()
+        shared = {name: tensor for name, tensor in state.items() if name not in personal}
+        return Progress(shared, fresh={name: tensor for name, tensor in state.items() if name in personal})
+
+    def _round(self, progress: Progress) -> dict:
+        start, number = time.monotonic(), progress.next_round
+        chosen = self.sample(number, self.clients)
+        rate = self.rate(number, self.rounds)
+        mean, outcomes, bytes_up = self._train(progress, chosen, rate)
+        self._stop_if_too_many_failed(number, outcomes)
+        averaged, gap = without_products(mean) if mean is not None else ({}, None)
+        if mean is None:
+            log.warning("round %d: no client came back, the global state stays as it was", number)
+        else:
+            self._advance(progress, averaged)
+        progress.next_round += 1
+        by_model = self._metrics(self._models(progress), number) if self._evaluates(progress.next_round) else {}
+        record = {
+            "round": number,
+            "rate": rate,
+            "outcomes": outcomes,
+            "updated": mean is not None,
+            "bytes_down": num_bytes(progress.shared) * len(chosen),
+            "bytes_up": bytes_up,
+            "lora_gap": gap,
+            "metrics": _mean(by_model),
+            "by_model": by_model,
+            "seconds": time.monotonic() - start,
+        }
+        progress.records.append(record)
+        return record
+
+    def _train(self, progress: Progress, chosen: list[int], rate: float) -> tuple[State | None, list[dict], int]:
+        """Mean of the survivors (None without one), what became of each client, bytes received."""
+        fold = OrderedMean(chosen, extend=with_products if self.track_gap else None)
+        waiting, outcomes, bytes_up = sorted(chosen), {}, 0
+        personal = self._personal()
+        for _ in chosen:
+            while waiting and len(chosen) - len(waiting) - fold.settled < self.engine.capacity:
+                self.engine.submit(self._task(progress, waiting.pop(0), rate))
+            outcome = self._checked(self.engine.collect())
+            outcomes[outcome.client] = _told(outcome)
+            if isinstance(outcome, ClientFailure):
+                fold.drop(outcome.client)
+                continue
+            shared = {name: tensor for name, tensor in outcome.state.items() if name not in personal}
+            if personal:
+                progress.personal[outcome.client] = {name: outcome.state[name] for name in sorted(personal)}
+            bytes_up += num_bytes(shared)
+            fold.add(outcome.client, shared, outcome.num_samples if self.strategy.weighted else 1)
+        return fold.result(), [outcomes[client] for client in sorted(outcomes)], bytes_up
+
+    def _task(self, progress: Progress, client: int, rate: float) -> ClientTask:
+        state = progress.shared | progress.personal.get(client, progress.fresh)
+        return ClientTask(progress.next_round, client, state, rate, self.seed)
+
+    def _checked(self, outcome: Outcome) -> Outcome:
+        """An update that does not fit is a failure, whoever sent it."""
+        if isinstance(outcome, ClientFailure):
+            return outcome
+        try:
+            self.adapter.validate(outcome.state)
+        except InputError as error:
+            return ClientFailure(outcome.client, type(error).__name__, str(error), outcome.seconds)
+        return outcome
+
+    def _advance(self, progress: Progress, mean: State) -> None:
+        """The strategy moves the parameters; buffers take the mean."""
+        trained = [name for name in mean if name in self.adapter.trained]
+        parameters = {name: progress.shared[name].to(torch.float64) for name in trained}
+        moved, progress.memory = self.strategy.step(parameters, {name: mean[name] for name in trained}, progress.memory)
+        progress.shared = {name: (mean | moved)[name].to(old.dtype) for name, old in progress.shared.items()}
+
+    def _stop_if_too_many_failed(self, number: int, outcomes: list[dict]) -> None:
+        failed = [outcome for outcome in outcomes if "error" in outcome]
+        if len(failed) > self.max_failed * len(outcomes):
+            first = failed[0]
+            raise TooManyFailuresError(
+                f"round {number}: expected at most {self.max_failed:.0%} of {len(outcomes)} clients to fail, found "
+                f"{len(failed)}; mend the first cause: client {first['client']}, {first['error']}: {first['message']}"
+            )
+
+    def _personal(self) -> frozenset[str]:
+        return self.strategy.personal(self.adapter.names) | self.adapter.local
+
+    def _models(self, progress: Progress) -> dict[str, State]:
+        if not progress.personal:
+            return {"global": progress.shared | progress.fresh}
+        return {f"client {client}": progress.shared | progress.personal[client] for client in sorted(progress.personal)}
+
+    def _evaluates(self, completed: int) -> bool:
+        return completed == self.rounds or (self.evaluate_every > 0 and completed % self.evaluate_every == 0)
+
+    def _metrics(self, models: dict[str, State], number: int) -> dict[str, Metrics]:
+        if self.evaluate is None:
+            return {}
+        found = {}
+        for name, state in models.items():
+            self.adapter.load(state)
+            with seeded(seed_of(self.seed, number, EVALUATION)):
+                found[name] = {key: float(value) for key, value in self.evaluate(self.module).items()}
+        return found
+
+
+def _mean(by_model: dict[str, Metrics]) -> Metrics:
+    """Each metric's mean over the models: the Local row is the mean over the single-client models."""
+    keys = dict.fromkeys(key for metrics in by_model.values() for key in metrics)
+    return {key: sum(metrics[key] for metrics in by_model.values()) / len(by_model) for key in keys}
+
+
+def _told(outcome: Outcome) -> dict:
+    return {key: value for key, value in vars(outcome).items() if key != "state"}

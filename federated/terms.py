@@ -1,0 +1,111 @@
+"""Client-side terms of the loss, added as exact gradients before the optimiser's step.
+
+A term is a function of the trained parameters alone, so its gradient does not depend on the batch: added once an
+optimiser step, after accumulation and reduction and before clipping, it equals the term inside the loss.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from federated.adapter import Adapter
+
+Tensors = Mapping[str, Tensor]
+
+
+class Term(Protocol):
+    name: ClassVar[str]
+
+    def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:
+        """The weighted term; anchor: what the round began from, progress: from 0 to 1 over the client's steps."""
+
+
+def layer_of(name: str) -> int | None:
+    """The first integer in a parameter's name (as released), None without one."""
+    found = re.search(r"\d+", name)
+    return None if found is None else int(found.group())
+
+
+@dataclass(frozen=True)
+class FedProx:
+    """(mu / 2) weight sum ||theta_j - theta_j^global||^2 over the regularised parameters (FedMLLM, local loss).
+
+    skip: share of the layers left out at either end. Base: weight 1, skip 0. Adaptive: weight .1, skip 1/7, the
+    middle layers only: 4...23 of 28 as published, relative to the depth found in the trained parameters' names (the
+    released code holds 27 fixed).
+    unnumbered: also parameters whose name holds no layer number; the released code leaves them out.
+    """
+
+    mu: float = 0.01
+    weight: float = 1.0
+    skip: float = 0.0
+    unnumbered: bool = True
+
+    name: ClassVar[str] = "fedprox"
+
+    def regularised(self, names) -> list[str]:
+        """Which of the trained parameters the term holds back."""
+        layers = {name: layer_of(name) for name in names}
+        depth = 1 + max((layer for layer in layers.values() if layer is not None), default=0)
+        ends = round(self.skip * depth)
+        middle = range(ends, depth - ends)
+        return [name for name, layer in layers.items() if (self.unnumbered if layer is None else layer in middle)]
+
+    def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:
+        apart = [(parameters[name] - anchor[name]).square().sum() for name in self.regularised(parameters)]
+        return 0.5 * self.mu * self.weight * sum(apart, start=torch.zeros(()))
+
+
+@dataclass(frozen=True)
+class SignAgreement:
+    """||tanh(gamma B) - sign(B_0)|| / (||sign(B_0)|| + 1e-6), summed over the LoRA factors B (YOCO, local loss).
+
+    B_0 is what the round began from, common to all clients; gamma rises linearly from 1 to gamma_end (released: 200).
+    """
+
+    gamma_end: float = 200.0
+
+    name: ClassVar[str] = "sign_agreement"
+
+    def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:
+        gamma = 1 + (self.gamma_end - 1) * progress
+        total = torch.zeros(())
+        for name in (name for name in parameters if ".lora_B" in name):
+            signs = anchor[name].sign()
+            total = total + ((gamma * parameters[name]).tanh() - signs).norm() / (signs.norm() + 1e-6)
+        return total
+
+
+class TermGradients(pl.Callback):
+    """Adds the terms' gradients to those of the loss and logs their values as `train/<name>`, means over the steps."""
+
+    def __init__(self, terms: list[Term], adapter: Adapter):
+        self._terms, self._adapter = terms, adapter
+        self._anchor: dict[str, Tensor] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._anchor = {name: tensor.detach().clone() for name, tensor in self._adapter.parameters().items()}
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        parameters = {name: p for name, p in self._adapter.parameters().items() if id(p) in own}
+        steps = trainer.estimated_stepping_batches
+        progress = min(1.0, trainer.global_step / (steps - 1)) if 1 < steps < math.inf else 0.0
+        for term in self._terms:
+            with torch.enable_grad():
+                value = term.value(parameters, self._anchor, progress)
+            if value.requires_grad:
+                self._add(list(parameters.values()), value)
+            pl_module.log(f"train/{term.name}", value.detach(), on_step=False, on_epoch=True, batch_size=1)
+
+    @staticmethod
+    def _add(parameters: list[Tensor], value: Tensor) -> None:
+        for parameter, extra in zip(parameters, torch.autograd.grad(value, parameters, allow_unused=True), strict=True):
+            if extra is not None:
+                parameter.grad = extra if parameter.grad is None else parameter.grad + extra
