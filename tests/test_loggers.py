@@ -1,0 +1,203 @@
+"""What the loggers leave on disk: CSV that no resume overwrites, W&B files that hold what was logged."""
+
+import csv
+import json
+import struct
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import wandb
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+from wandb.proto import wandb_internal_pb2
+
+from tracking import loggers
+from tracking.errors import UsageError
+
+JOB = {"key": "0123456789abcdef" * 4, "experiment": "ntu60/sds_cl_xsub", "job_type": "pretrain"}
+
+
+@pytest.fixture(autouse=True)
+def nobody_logged_in(tmp_path, monkeypatch):
+    """No key, no settings of this machine's user, no server."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home" / "wandb"))
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "home" / "cache"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    wandb.teardown()  # it read the environment when it was set up
+    yield
+    wandb.teardown()
+
+
+class Tiny(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, _):
+        loss = self.layer(batch).square().mean()
+        self.log("train/loss", loss, on_epoch=True, on_step=False)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def fit(logs, folder, epochs, resume=None):
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=logs,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(Tiny(), torch.utils.data.DataLoader(torch.ones(4, 1), batch_size=2), ckpt_path=resume)
+    trainer.save_checkpoint(folder / "last.ckpt")
+
+
+def table(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_of_an_earlier_launch_survives_a_resume(tmp_path):
+    with loggers.make(tmp_path, **JOB) as logs:
+        assert [type(log) for log in logs] == [CSVLogger]
+        fit(logs, tmp_path, epochs=2)
+    first = tmp_path / "metrics" / "version_0" / "metrics.csv"
+    before = first.read_bytes()
+    assert [row["epoch"] for row in table(first)] == ["0", "1"]
+    with loggers.make(tmp_path, **JOB) as logs:
+        fit(logs, tmp_path, epochs=3, resume=tmp_path / "last.ckpt")
+    assert first.read_bytes() == before
+    rows = table(tmp_path / "metrics" / "version_1" / "metrics.csv")
+    assert [(row["epoch"], row["step"]) for row in rows] == [("2", "5")]
+
+
+def wandb_file(folder):
+    """The protobuf records of a run's file: 7 bytes of header, then blocks of 32 KiB as LevelDB's log frames them."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    data, at, buffer = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        _, length, part = struct.unpack("<IHB", data[at : at + 7])
+        buffer += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if part in (1, 4):  # whole, or last part
+            message = wandb_internal_pb2.Record()
+            message.ParseFromString(buffer)
+            buffer = b""
+            yield message
+
+
+def contents(folder):
+    wandb.teardown()  # finish() returns before its service has written the last bytes; as at the end of a process
+    messages = list(wandb_file(folder))
+    (run,) = [m.run for m in messages if m.WhichOneof("record_type") == "run"]
+    config = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in run.config.update}
+    history = [
+        {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in m.history.item}
+        for m in messages
+        if m.WhichOneof("record_type") == "history"
+    ]
+    exits = [m.exit.exit_code for m in messages if m.WhichOneof("record_type") == "exit"]
+    return run, config, history, exits
+
+
+def test_offline_file_holds_the_run_as_it_was(tmp_path, capsys):
+    config = {"method": {"name": "sds_cl", "widths": [8, 16]}, "seed": 3, "none": None}
+    tags = ["sds_cl", "NTU RGB+D", "x" * 100]
+    with loggers.make(tmp_path, **JOB, tags=tags, config=config, mode="offline", project="lab", entity="us") as logs:
+        assert [type(log) for log in logs] == [CSVLogger, WandbLogger]
+        fit(logs, tmp_path, epochs=2)
+    run, logged, history, exits = contents(tmp_path)
+    assert (run.run_id, run.project, run.entity) == (JOB["key"][:16], "lab", "us")
+    assert (run.run_group, run.job_type, run.display_name) == (
+        JOB["experiment"],
+        "pretrain",
+        "ntu60/sds_cl_xsub pretrain",
+    )
+    assert sorted(run.tags) == sorted(["sds_cl", "NTU RGB+D", "x" * 64])
+    logged.pop("_wandb")
+    assert logged == {"method.name": "sds_cl", "method.widths": [8, 16], "seed": 3, "none": None}
+    losses = [row["train/loss"] for row in history if "train/loss" in row]
+    written = [float(row["train/loss"]) for row in table(tmp_path / "metrics" / "version_0" / "metrics.csv")]
+    assert losses == pytest.approx(written) and len(losses) == 2
+    assert [row["trainer/global_step"] for row in history if "train/loss" in row] == [1, 3]
+    assert exits == [0]
+    out = capsys.readouterr().out
+    assert "wandb sync" in out and str(tmp_path) in out
+
+
+def test_each_job_of_a_process_has_its_own_finished_run(tmp_path):
+    for name in ("one", "two"):
+        with loggers.make(tmp_path / name, **JOB | {"key": name * 8}, mode="offline") as logs:
+            logs[1].log_metrics({"job": len(name)}, step=0)
+        assert wandb.run is None
+    for name in ("one", "two"):
+        run, _, history, exits = contents(tmp_path / name)
+        assert run.run_id == (name * 8)[:16] and exits == [0] and len(history) == 1
+
+
+def test_a_job_that_fails_is_finished_as_failed(tmp_path):
+    with pytest.raises(ZeroDivisionError), loggers.make(tmp_path, **JOB, mode="offline"):
+        raise ZeroDivisionError
+    assert contents(tmp_path)[3] == [1]
+
+
+def test_online_without_a_key_goes_offline_and_says_so(tmp_path, capsys):
+    with loggers.make(tmp_path, **JOB, mode="online") as logs:
+        logs[1].log_metrics({"a": 1.0}, step=0)
+    assert "offline instead of online: no API key" in capsys.readouterr().out
+    assert [row["a"] for row in contents(tmp_path)[2]] == [1.0]
+
+
+@pytest.mark.slow
+def test_online_with_a_dead_server_goes_offline_and_says_so(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    with loggers.make(tmp_path, **JOB, mode="online") as logs:
+        logs[1].log_metrics({"a": 1.0}, step=0)
+    assert "offline instead of online:" in (out := capsys.readouterr().out) and "127.0.0.1" in out
+    assert [row["a"] for row in contents(tmp_path)[2]] == [1.0]
+
+
+@pytest.mark.parametrize(("variable", "types"), [("offline", 2), ("dryrun", 2), ("disabled", 1)])
+def test_the_environment_goes_before_online(tmp_path, monkeypatch, variable, types):
+    monkeypatch.setenv("WANDB_MODE", variable)
+    monkeypatch.setattr(wandb, "login", lambda **_: pytest.fail("must not ask for a key"))
+    with loggers.make(tmp_path, **JOB, mode="online") as logs:
+        assert len(logs) == types
+
+
+def test_disabled_means_that_wandb_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb, "init", lambda **_: pytest.fail("must not start"))
+    with loggers.make(tmp_path, **JOB) as logs:
+        logs[0].log_metrics({"a": 1.0}, step=0)
+        logs[0].save()
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics"]
+
+
+def test_only_rank_zero_has_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    with loggers.make(tmp_path, **JOB, mode="offline") as logs:
+        assert [type(log) for log in logs] == [CSVLogger]
+    assert not (tmp_path / "wandb").exists()
+
+
+def test_an_unknown_mode_is_named(tmp_path):
+    with pytest.raises(UsageError, match="oflin"), loggers.make(tmp_path, **JOB, mode="oflin"):
+        pass
+
+
+def test_flatten_joins_the_names():
+    assert loggers.flatten({"a": {"b": {"c": 1}, "d": []}, "e": None}) == {"a.b.c": 1, "a.d": [], "e": None}
