@@ -1,0 +1,57 @@
+"""What SDS-CL and PSP share: joint and motion streams of a clip through one DSTA-Net."""
+
+import torch
+from torch import Tensor
+
+from datamodules.batch import SkeletonBatch
+from datamodules.transforms.streams import motion as motion_stream
+from datamodules.transforms.temporal import SampleFrames, drop_empty
+from lightning_modules.base import SkeletonModule
+from lightning_modules.encoders.dsta import DSTANet
+from lightning_modules.heads import pool
+from lightning_modules.schedules import Schedule
+
+
+class TwoStreamModule(SkeletonModule):
+    """A method on joint and motion features of one encoder (methods §4.1, clip to input).
+
+    longest: the longest clip of the data set, in frames.
+    """
+
+    def __init__(self, encoder: DSTANet, optimizer, schedule: Schedule, seed: int, longest: int):
+        super().__init__(optimizer, schedule, seed)
+        self.encoder, self.feature_width = encoder, encoder.out_channels
+        self.sampling = SampleFrames(encoder.num_frames, longest)
+
+    def streams(self, batch: SkeletonBatch, view: int = 0) -> tuple[Tensor, Tensor]:
+        """Joint and motion (N, C, T, V, M), each with frames of its own: drawn in training, evenly spread otherwise.
+
+        view: of the joint stream's draw, the motion stream's is the next.
+        """
+        joint, num_frames = drop_empty(batch.joints, batch.num_frames)
+        motion = motion_stream(joint, num_frames)
+        return self._sample(joint, num_frames, view), self._sample(motion, num_frames, view + 1)
+
+    def backbone(self, *streams: Tensor) -> tuple[Tensor, ...]:
+        """(N * M, C', T', V) of each stream (N, C, T, V, M), in one pass, so that all share batch statistics."""
+        features = self.encoder(torch.cat(streams))
+        return features.split([len(stream) * stream.shape[-1] for stream in streams])
+
+    def pooled(self, joint: Tensor, motion: Tensor) -> Tensor:
+        """(N, 2, C') backbone features of clips (N, C, T, V, M), averaged over frames, joints and bodies."""
+        return torch.stack([pool(stream, joint.shape[-1]) for stream in self.backbone(joint, motion)], dim=1)
+
+    def features(self, batch: SkeletonBatch) -> Tensor:
+        """(N, 2, C') backbone features of joint and motion."""
+        return self.pooled(*self.streams(batch))
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """(N * world, C) rows of all processes, with gradients, for losses whose negatives are the global batch.
+
+        Every process then computes the loss of the whole, whose gradient DDP's mean leaves as it is.
+        """
+        return rows if self.place.world == 1 else torch.cat(tuple(self.all_gather(rows, sync_grads=True)))
+
+    def _sample(self, stream: Tensor, num_frames: Tensor, view: int) -> Tensor:
+        drawn = self.draw(self.sampling, len(stream), view) if self.training else None
+        return self.sampling.apply(stream, drawn, num_frames)
