@@ -1,0 +1,141 @@
+"""The three-layer CTR-GCN of A2MC and SCD-Net: graph convolution, its topology refined for each channel and clip."""
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.topology import TOPOLOGIES, SkeletonTopology
+
+SMALLEST_RELATION_WIDTH = 8  # published for raw coordinates, whose three axes an eighth would leave empty
+
+
+def normalised_graph(topology: SkeletonTopology) -> Tensor:
+    """(3, V, V) adjacencies I, In (a parent collects its children) and Out, each column divided by its sum."""
+    inward = torch.tensor(topology.inward())
+    subsets = torch.stack([torch.eye(topology.num_joints), inward, inward.T])
+    return subsets / subsets.sum(1, keepdim=True).clamp(min=1)
+
+
+class Refinement(nn.Module):
+    """One subset of the graph unit: its four 1x1 convolutions."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        relation = SMALLEST_RELATION_WIDTH if in_channels == 3 else in_channels // 8
+        self.conv1 = nn.Conv2d(in_channels, relation, 1)
+        self.conv2 = nn.Conv2d(in_channels, relation, 1)
+        self.conv3 = nn.Conv2d(in_channels, out_channels, 1)
+        self.conv4 = nn.Conv2d(relation, out_channels, 1)
+
+    def forward(self, x: Tensor, pooled: Tensor, graph: Tensor, alpha: Tensor) -> Tensor:
+        """x (N, C, T, V), pooled (N, C, 1, V) its mean over frames, graph (V, V) -> (N, C', T, V)."""
+        source, target = self.conv1(pooled), self.conv2(pooled)
+        relation = torch.tanh(source.transpose(2, 3) - target)  # (N, R, V of conv1, V of conv2)
+        adjacency = graph + alpha * self.conv4(relation)
+        return self.conv3(x) @ adjacency.transpose(2, 3)  # y[u] = sum_v A[u, v] x[v]
+
+
+class GraphUnit(nn.Module):
+    """ReLU(BN(sum over the subsets of A_k conv3_k x) + down x)."""
+
+    def __init__(self, in_channels: int, out_channels: int, graph: Tensor):
+        super().__init__()
+        self.PA = nn.Parameter(graph.clone())
+        self.alpha = nn.Parameter(torch.zeros(1))
+        self.convs = nn.ModuleList(Refinement(in_channels, out_channels) for _ in graph)
+        self.down = nn.Identity()
+        if in_channels != out_channels:
+            self.down = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = x.mean(2, keepdim=True)  # the mean over frames and a 1x1 convolution commute
+        y = sum(conv(x, pooled, graph, self.alpha) for conv, graph in zip(self.convs, self.PA, strict=True))
+        return torch.relu(self.bn(y) + self.down(x))
+
+
+class TemporalConv(nn.Module):
+    """BN of a convolution along time that keeps T."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, dilation: int = 1):
+        super().__init__()
+        padding = dilation * (kernel - 1) // 2
+        self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), padding=(padding, 0), dilation=(dilation, 1))
+        self.bn = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn(self.conv(x))
+
+
+class TemporalUnit(nn.Module):
+    """Four branches of a quarter of the width, concatenated: 5x1, 5x1 dilated by 2, max over 3, 1x1."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        width = channels // 4
+
+        def reduced(*rest: nn.Module) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), *rest)
+
+        self.branches = nn.ModuleList(
+            [
+                reduced(nn.ReLU(), TemporalConv(width, width, 5)),
+                reduced(nn.ReLU(), TemporalConv(width, width, 5, dilation=2)),
+                reduced(nn.ReLU(), nn.MaxPool2d((3, 1), stride=1, padding=(1, 0)), nn.BatchNorm2d(width)),
+                reduced(),
+            ]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([branch(x) for branch in self.branches], dim=1)
+
+
+class CTRGCNLayer(nn.Module):
+    """ReLU(temporal unit of the graph unit + residual of the layer's input); layer 1 has no residual."""
+
+    def __init__(self, in_channels: int, out_channels: int, graph: Tensor, residual: bool):
+        super().__init__()
+        self.gcn1 = GraphUnit(in_channels, out_channels, graph)
+        self.tcn1 = TemporalUnit(out_channels)
+        self.residual = None
+        if residual:
+            same = in_channels == out_channels
+            self.residual = nn.Identity() if same else TemporalConv(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.tcn1(self.gcn1(x))
+        return torch.relu(y if self.residual is None else y + self.residual(x))
+
+
+class CTRGCN(nn.Module):
+    """Layers of widths in_channels - width - 4 width - width (A2MC, released code: 3-64-256-64).
+
+    Parameters carry the names of the released code, so that its checkpoints need no table.
+    """
+
+    def __init__(self, topology: str, width: int = 64, num_bodies: int = 2, in_channels: int = 3):
+        super().__init__()
+        skeleton = TOPOLOGIES[topology]
+        graph = normalised_graph(skeleton)
+        self.data_bn = nn.BatchNorm1d(num_bodies * skeleton.num_joints * in_channels)
+        self.l1 = CTRGCNLayer(in_channels, width, graph, residual=False)
+        self.l2 = CTRGCNLayer(width, 4 * width, graph, residual=True)
+        self.l3 = CTRGCNLayer(4 * width, width, graph, residual=True)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                nn.init.zeros_(module.bias)
+        for layer in (self.l1, self.l2, self.l3):
+            nn.init.constant_(layer.gcn1.bn.weight, 1e-6)  # a layer starts at its residual path
+            for module in layer.tcn1.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    nn.init.normal_(module.weight, 1.0, 0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, T, V, M) -> (N * M, width, T, V), bodies of a clip side by side."""
+        n, c, t, v, m = x.shape
+        x = self.data_bn(x.permute(0, 4, 3, 1, 2).reshape(n, m * v * c, t))
+        x = x.reshape(n * m, v, c, t).permute(0, 2, 3, 1)
+        return self.l3(self.l2(self.l1(x)))

@@ -1,0 +1,103 @@
+"""A2MC's and SCD-Net's encoder: two CTR-GCNs whose features become temporal and spatial tokens, and its projections."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from datamodules.topology import TOPOLOGIES
+from lightning_modules.encoders.ctr_gcn import CTRGCN
+
+LEVELS = ("temporal", "spatial", "instance")
+
+
+def xavier_uniform(module: nn.Module) -> None:
+    """Redraw every matrix of a module (released code: both encoders); vectors and convolutions stay."""
+    for parameter in module.parameters():
+        if parameter.ndim == 2:
+            nn.init.xavier_uniform_(parameter)
+
+
+def _tokens(in_features: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_features, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
+
+
+def _transformer(width: int, heads: int, dropout: float) -> nn.TransformerEncoder:
+    layer = nn.TransformerEncoderLayer(width, heads, dim_feedforward=width, dropout=dropout, batch_first=True)
+    return nn.TransformerEncoder(layer, num_layers=1, enable_nested_tensor=False)
+
+
+class HierarchicalEncoder(nn.Module):
+    """Two branches, each CTR-GCN -> tokens -> one Transformer layer without positions -> maximum over the tokens.
+
+    The temporal branch has T tokens of M V width numbers, the spatial one M V tokens of T width numbers.
+    Published: width 64, token_width 2048 (also the feed-forward width), 8 heads, dropout .1, 64 frames.
+    """
+
+    def __init__(
+        self,
+        topology: str,
+        num_frames: int = 64,
+        num_bodies: int = 2,
+        width: int = 64,
+        token_width: int = 2048,
+        heads: int = 8,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        self.num_bodies = num_bodies
+        self.token_width = token_width
+        self.gcn_t = CTRGCN(topology, width, num_bodies)
+        self.gcn_s = CTRGCN(topology, width, num_bodies)
+        self.channel_t = _tokens(num_bodies * TOPOLOGIES[topology].num_joints * width, token_width)
+        self.channel_s = _tokens(num_frames * width, token_width)
+        self.t_encoder = _transformer(token_width, heads, dropout)
+        self.s_encoder = _transformer(token_width, heads, dropout)
+        xavier_uniform(self)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, C, T, V, M) -> v_t and v_s, each (N, token_width)."""
+        temporal = rearrange(self.gcn_t(x), "(n m) c t v -> n t (m v c)", m=self.num_bodies)
+        spatial = rearrange(self.gcn_s(x), "(n m) c t v -> n (m v) (t c)", m=self.num_bodies)
+        v_t = self.t_encoder(self.channel_t(temporal)).amax(1)
+        v_s = self.s_encoder(self.channel_s(spatial)).amax(1)
+        return v_t, v_s
+
+
+class Projected(NamedTuple):
+    """features: (N, 2 D), [v_t, v_s]; temporal, spatial, instance: (N, d) projections of unit length."""
+
+    features: Tensor
+    temporal: Tensor
+    spatial: Tensor
+    instance: Tensor
+
+
+def _projection(in_features: int, width: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(in_features, width), nn.ReLU(), nn.Linear(width, dim))
+
+
+class ProjectedEncoder(nn.Module):
+    """A hierarchical encoder with one projection a level: z_t of v_t, z_s of v_s, z_i of both (published dim 128)."""
+
+    def __init__(self, encoder: HierarchicalEncoder, dim: int = 128):
+        super().__init__()
+        width = encoder.token_width
+        self.encoder = encoder
+        self.t_proj = _projection(width, width, dim)
+        self.s_proj = _projection(width, width, dim)
+        self.i_proj = _projection(2 * width, width, dim)
+        for projection in (self.t_proj, self.s_proj, self.i_proj):
+            xavier_uniform(projection)
+
+    def projections(self, v_t: Tensor, v_s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z_t, z_s, z_i (N, dim) of v_t, v_s (N, D), before they are normalised."""
+        return self.t_proj(v_t), self.s_proj(v_s), self.i_proj(torch.cat([v_t, v_s], dim=1))
+
+    def forward(self, x: Tensor) -> Projected:
+        """x (N, C, T, V, M) -> features and unit projections."""
+        v_t, v_s = self.encoder(x)
+        levels = (F.normalize(z, dim=1) for z in self.projections(v_t, v_s))
+        return Projected(torch.cat([v_t, v_s], dim=1), *levels)
