@@ -33,9 +33,12 @@ CONFIGURATION_ERRORS: tuple[type[Exception], ...] = (
     yaml.YAMLError,
 )
 USER_ERROR = 2  # exit status, as argparse has it
+CONF = Path(__file__).resolve().parents[1] / "conf"
 
 
-def door(config_name: str, expected: tuple[type[Exception], ...], conf: Path) -> Callable[[Task], Callable[[], None]]:
+def door(
+    config_name: str, expected: tuple[type[Exception], ...], conf: Path = CONF
+) -> Callable[[Task], Callable[[], None]]:
     """Decorator: the function becomes a command that composes `conf/<config_name>.yaml` with the overrides given.
 
     The function gets the composed configuration and returns what it found and where it lies, printed at the end. Called

@@ -74,14 +74,20 @@ def essence(config: Mapping | DictConfig) -> dict[str, Any]:
         if name in plain:
             plain[name] = _masked(plain[name], name)
     resolved: Any = OmegaConf.to_container(OmegaConf.create(plain), resolve=True, throw_on_missing=True)
+    return stripped(resolved)
+
+
+def stripped(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration without what `LEFT_OUT` and `LEFT_OUT_ANYWHERE` name."""
+    kept = without(resolved, LEFT_OUT_ANYWHERE)
     for dotted in LEFT_OUT:
         *parents, last = dotted.split(".")
-        node = resolved
+        node: Any = kept
         for parent in parents:
             node = node.get(parent) if isinstance(node, dict) else None
         if isinstance(node, dict):
             node.pop(last, None)
-    return without(resolved, LEFT_OUT_ANYWHERE)
+    return kept
 
 
 def _masked(node: Any, name: str) -> Any:
