@@ -28,16 +28,16 @@ GRADIENTS = {
 } | {f"{theirs}.in_nets.weight": f"ppa.{ours}.query_key_value.weight" for ours, theirs in LEVELS.items()}
 
 
-def small(topology: str = "ntu25", frames: int = 12, classes: int = 6, seed: int = 0, **settings) -> "psp.PSP":
+def small(topology: str = "ntu25", frames: int = 12, classes: int = 6, seed: int = 0, lr: float = 0.05) -> "psp.PSP":
     """A PSP of the goldens' size."""
     encoder = DSTANet(topology, LAYERS, subsets=2, num_frames=frames)
-    optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9, nesterov=True)
-    return psp.PSP(encoder, topology, classes, optimizer, Constant(), seed, **settings)
+    optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True)
+    return psp.PSP(encoder, topology, classes, optimizer, Constant(), seed)
 
 
-def build(golden: dict[str, np.ndarray]) -> "psp.PSP":
-    """The small PSP with the golden's weights."""
-    module = small()
+def build(golden: dict[str, np.ndarray], **settings) -> "psp.PSP":
+    """The small PSP with the golden's weights and running statistics."""
+    module = small(**settings)
     state = {name[6:]: torch.from_numpy(value) for name, value in golden.items() if name.startswith("state/")}
     module.load_state_dict(translate(state, module, RELEASED))
     return module
