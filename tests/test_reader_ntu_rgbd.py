@@ -113,7 +113,7 @@ def test_golden_files_take_the_fast_pass(path):
 def test_real_files():
     if "SKELFED_REALDATA" not in os.environ:
         pytest.skip("SKELFED_REALDATA is not set")
-    reader = NTUReader(missing="ntu60")
+    reader = NTUReader()
     paths = reader.files(Path(os.environ["SKELFED_REALDATA"], "ntu-rgbd"))
     assert len(paths) == 5
     for path in paths:
@@ -312,15 +312,11 @@ def test_what_is_no_file_of_the_folder(tmp_path):
     assert NTUReader().read(alias / inside.name).label == 0
 
 
-def test_files_are_sorted_and_leave_out_the_missing(tmp_path):
+def test_files_are_sorted(tmp_path):
     names = ["S002C001P003R001A001", "S001C002P005R002A008", "S001C001P001R001A001"]
     paths = [written(tmp_path, GOOD, f"{name}.skeleton") for name in names]
     written(tmp_path, GOOD, "notes.txt")
     assert NTUReader().files(tmp_path) == paths[::-1]
-    assert NTUReader(missing="ntu60").files(tmp_path) == [paths[2], paths[0]]
-    assert NTUReader(actions=120, missing="ntu120").files(tmp_path) == [paths[2], paths[0]]
-    with pytest.raises(InputError, match="ntu61"):
-        NTUReader(missing="ntu61").files(tmp_path)
 
 
 def test_folders_without_recordings(tmp_path):
@@ -333,8 +329,3 @@ def test_folders_without_recordings(tmp_path):
         NTUReader().files(tmp_path)
     with pytest.raises(InputError, match="found a file"):
         NTUReader().files(written(tmp_path, GOOD))
-    only = tmp_path / "only"
-    only.mkdir()
-    written(only, GOOD, "S001C002P005R002A008.skeleton")
-    with pytest.raises(InputError, match="found only such on the list ntu60"):
-        NTUReader(missing="ntu60").files(only)

@@ -14,8 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from datamodules import protocols
-from datamodules.errors import InputError
 from datamodules.readers import MalformedFile, RawSample
 from datamodules.readers.files import FARTHEST, candidates, read_bytes
 from datamodules.topology import NTU25, SkeletonTopology
@@ -40,24 +38,15 @@ class NTUReader:
     """Reads `.skeleton` files named SsssCcccPpppRrrrAaaa (setup, camera, performer, replication, action).
 
     actions: classes of the set (60 or 120); a file of a later action is refused.
-    missing: "ntu60" or "ntu120" leaves out the samples on the official list of missing skeletons.
     """
 
     actions: int = 60
-    missing: str | None = None
     topology: ClassVar[SkeletonTopology] = NTU25
     pattern: ClassVar[str] = "*.skeleton"
 
     def files(self, raw: Path) -> list[Path]:
-        """Candidate files sorted by name, without the missing list; raises InputError if none is left."""
-        paths = candidates(Path(raw), self.pattern, "NTU RGB+D files named like S001C001P001R001A001.skeleton")
-        if self.missing is None:
-            return paths
-        left_out = protocols.missing(self.missing)
-        kept = [path for path in paths if path.stem not in left_out]
-        if not kept:
-            raise InputError(f"expected recordings in {raw}, found only such on the list {self.missing}: add others")
-        return kept
+        """Candidate files sorted by name; raises InputError if there is none."""
+        return candidates(Path(raw), self.pattern, "NTU RGB+D files named like S001C001P001R001A001.skeleton")
 
     def read(self, path: Path) -> RawSample:
         """One recording; raises MalformedFile."""
