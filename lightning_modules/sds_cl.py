@@ -1,0 +1,83 @@
+"""SDS-CL: spatiotemporal decouple-and-squeeze contrastive learning (Xu et al., TNNLS 2023; methods §4)."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from datamodules.batch import SkeletonBatch
+from lightning_modules.attention.siia import SIIA, Decoupled
+from lightning_modules.encoders.dsta import DSTANet
+from lightning_modules.heads import projection_head
+from lightning_modules.losses.gl import gl, squeeze_all
+from lightning_modules.losses.stl import squeeze_space, stl
+from lightning_modules.losses.tsl import squeeze_time, tsl
+from lightning_modules.schedules import Schedule
+from lightning_modules.two_streams import TwoStreamModule
+
+
+class Squeezed(NamedTuple):
+    """What is left of a stream's attended features, before the projection heads.
+
+    intra_frames, inter_frames: (N, T', C) for STL; intra_joints, inter_joints: (N, V, C) for TSL;
+    clip: (N, 4 C) for GL.
+    """
+
+    intra_frames: Tensor
+    inter_frames: Tensor
+    intra_joints: Tensor
+    inter_joints: Tensor
+    clip: Tensor
+
+
+def squeeze(attended: Decoupled, bodies: int) -> Squeezed:
+    """Average the attended features (N * M, C, T, V) of a stream over what each loss does not contrast."""
+    return Squeezed(
+        intra_frames=squeeze_space(attended.spatial_intra, bodies),
+        inter_frames=squeeze_space(attended.spatial_inter, bodies),
+        intra_joints=squeeze_time(attended.temporal_intra, bodies),
+        inter_joints=squeeze_time(attended.temporal_inter, bodies),
+        clip=squeeze_all(*attended, bodies=bodies),
+    )
+
+
+class SDSCL(TwoStreamModule):
+    """Joint and motion through one encoder, decoupled by SIIA, contrasted by STL, TSL and GL.
+
+    temperature: of every InfoNCE, published .07. longest: the longest clip of the data set, in frames.
+    """
+
+    def __init__(
+        self,
+        encoder: DSTANet,
+        optimizer,
+        schedule: Schedule,
+        seed: int,
+        temperature: float = 0.07,
+        longest: int = 300,
+    ):
+        super().__init__(encoder, optimizer, schedule, seed, longest)
+        self.temperature = temperature
+        self.siia = SIIA(encoder.out_channels, heads=encoder.subsets)
+        self.head = projection_head(encoder.out_channels)
+        self.global_head = projection_head(4 * encoder.out_channels)
+
+    def views(self, joint: Tensor, motion: Tensor) -> tuple[Squeezed, Squeezed]:
+        """Clips (N, C, T, V, M) of either stream -> what the losses contrast of either."""
+        bodies = joint.shape[-1]
+        joint, motion = self.backbone(joint, motion)
+        return squeeze(self.siia(joint, motion), bodies), squeeze(self.siia(motion, joint), bodies)
+
+    def terms(self, joint: Squeezed, motion: Squeezed) -> dict[str, Tensor]:
+        """{"stl", "tsl", "gl"}, all of weight 1; the negatives of GL are the clips of all processes."""
+        frames = (joint.intra_frames, motion.intra_frames, joint.inter_frames, motion.inter_frames)
+        joints = (joint.intra_joints, motion.intra_joints, joint.inter_joints, motion.inter_joints)
+        clips = (self.gathered(self.global_head(stream.clip)) for stream in (joint, motion))
+        return {
+            "stl": stl(*map(self.head, frames), temperature=self.temperature),
+            "tsl": tsl(*map(self.head, joints), temperature=self.temperature),
+            "gl": gl(*clips, temperature=self.temperature),
+        }
+
+    def objective(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        """Loss = STL + TSL + GL, the first two the sums of their four pairings."""
+        return self.terms(*self.views(*self.streams(batch)))
