@@ -1,0 +1,304 @@
+"""Records -> one Markdown page: our numbers, what is published, and what stands behind each number.
+
+A miniature is never set beside a published number: there the published ones stand apart, marked as not comparable.
+"""
+
+import html
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tracking import identity
+from tracking.errors import UsageError
+from tracking.records import Record
+
+KINDS = {  # in the order of the page; any other kind follows under its own name
+    "linear": "Linear evaluation",
+    "knn": "Nearest neighbours",
+    "semi": "Semi-supervised fine-tuning",
+    "finetune": "Fine-tuning",
+    "pretrain": "Pre-training",
+    "train": "Training",
+}
+TRAINING = ("pretrain", "train")  # losses: nobody publishes those
+BASELINES = ("random initialisation", "coordinates")
+NOT_A_RESULT = ("labels", "epoch")  # stand among the metrics, but count
+NONE_KNOWN = "no published number known"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Records that differ in their seeds only, and `note`, what tells them from others with the same name."""
+
+    records: tuple[Record, ...]
+    note: str = ""
+
+    @property
+    def first(self) -> Record:
+        return self.records[0]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Published numbers of one data set, as `conf/targets/*.yaml` holds them."""
+
+    data: str
+    titles: Mapping[str, str]
+    unknown: tuple[str, ...]
+    sources: Mapping[str, str]
+    numbers: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def of(cls, targets: Mapping[str, Any]) -> "Published":
+        """Checked; raises UsageError for an unknown or missing key and for a source that is not listed."""
+        known = {"data", "titles", "unknown", "sources", "numbers"}
+        if targets and (different := known ^ targets.keys()):
+            raise UsageError(f"targets hold {', '.join(sorted(known))}, see {', '.join(sorted(different))}")
+        default = {"variant": "", "setting": "", "metric": "top1"}
+        needed = {"method", "kind", "source", "values"}
+        numbers = tuple(default | dict(entry) for entry in targets.get("numbers", ()))
+        for entry in numbers:
+            if different := (needed | default.keys()) ^ entry.keys():
+                raise UsageError(f"a published number holds {', '.join(sorted(needed))}, see {sorted(different)}")
+            if entry["source"] not in targets["sources"]:
+                raise UsageError(f"the published number of {entry['method']} names no source: {entry['source']!r}")
+        return cls(
+            targets.get("data", ""),
+            targets.get("titles", {}),
+            tuple(targets.get("unknown", ())),
+            targets.get("sources", {}),
+            numbers,
+        )
+
+    def title(self, name: str) -> str:
+        """How a method or a split is printed."""
+        return self.titles.get(name, name)
+
+    def find(self, record: Record, metric: str) -> float | None:
+        """The number published for what `record` measures, None if none is known."""
+        wanted = (record.method, record.variant, record.kind, record.setting, metric)
+        for entry in self.numbers:
+            found = tuple(entry[field] for field in ("method", "variant", "kind", "setting", "metric"))
+            if found == wanted and record.data["split"] in entry["values"]:
+                return entry["values"][record.data["split"]]
+        return None
+
+
+def write(records: Sequence[Record], targets: Mapping[str, Any], name: str, out: Path) -> Path:
+    """Write `out/<name>.md` whole; `targets` as in `conf/targets/*.yaml`, empty where nothing is published.
+
+    Raises UsageError where there is no record, and for malformed targets or a name that is no plain file name.
+    """
+    if not records:
+        raise UsageError("expected records to report, found none: train and evaluate first")
+    if not re.fullmatch(r"[\w-]+", name):
+        raise UsageError(f"a report's name is letters, digits, _ and -, found {name!r}")
+    page = "\n\n".join(_page(list(records), Published.of(targets), name)) + "\n"
+    out.mkdir(parents=True, exist_ok=True)
+    path, temporary = out / f"{name}.md", out / f".{name}.md.{os.getpid()}"
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _page(records: list[Record], published: Published, name: str) -> Iterable[str]:
+    records.sort(key=lambda r: (r.data["name"], _kind_order(r.kind), r.method, r.variant, r.setting, r.created))
+    numbers = {id(record): number for number, record in enumerate(records, 1)}
+    tabled: set[int] = set()
+    yield f"# Results: {text(name)}"
+    for made_up in sorted({r.data["name"] for r in records if r.data["miniature"]}):
+        yield f"> **{text(made_up)}**: its numbers show that everything runs, and say nothing about the real data set."
+    yield "Headline = last epoch; the best test epoch stands beside it as the field's habit. Rates in per cent."
+    for data in dict.fromkeys(r.data["name"] for r in records):
+        yield f"## {text(data)}"
+        of_data = [r for r in records if r.data["name"] == data]
+        for kind in dict.fromkeys(r.kind for r in of_data):
+            groups = grouped([r for r in of_data if r.kind == kind], records)
+            tabled |= {id(record) for group in groups for record in group.records}
+            yield f"### {text(KINDS.get(kind, kind))}"
+            yield _results(groups, published, numbers)
+    yield from _literature(published, beside_miniature=any(r.data["miniature"] for r in records))
+    yield from _runs(records, numbers, tabled)
+
+
+def _kind_order(kind: str) -> tuple[int, str]:
+    order = list(KINDS)
+    return (order.index(kind) if kind in KINDS else order.index("pretrain") - 1, kind)
+
+
+# --- what belongs together ---------------------------------------------------------------------------------------
+
+
+def grouped(records: Sequence[Record], all_records: Sequence[Record]) -> list[Group]:
+    """Records that differ in seeds only, together; of two with the same seeds the newer. `all_records`: the parents."""
+    by_key = {record.key: record for record in all_records}
+    same_settings: dict[str, dict[str, Record]] = defaultdict(dict)
+    for record in sorted(records, key=lambda r: r.created):
+        same_settings[_recipe(record, by_key)][identity.digest(record.seeds)] = record
+    named: dict[tuple, list[tuple[Record, ...]]] = defaultdict(list)
+    for seeds in same_settings.values():
+        members = tuple(sorted(seeds.values(), key=lambda r: sorted(r.seeds.items())))
+        first = members[0]
+        named[(first.data["split"], first.setting, first.method, first.variant)].append(members)
+    return [
+        Group(members, note)
+        for _, rows in sorted(named.items())
+        for members, note in zip(rows, _notes(rows), strict=True)
+    ]
+
+
+def _recipe(record: Record, by_key: Mapping[str, Record]) -> str:
+    """What stays the same from seed to seed, through the runs that a result builds on."""
+    parents = [_recipe(by_key[key], by_key) if key in by_key else key for key in record.parents if key != record.key]
+    row = [record.kind, record.method, record.variant, record.setting, record.data]
+    return identity.digest([row, _seedless(identity.stripped(record.config)), parents])
+
+
+def _seedless(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: _seedless(v) for k, v in node.items() if not re.fullmatch(r"(.*_)?seeds?", str(k))}
+    return [_seedless(value) for value in node] if isinstance(node, list) else node
+
+
+def _notes(rows: Sequence[tuple[Record, ...]]) -> list[str]:
+    """For rows of the same name: the settings in which they differ."""
+    if len(rows) == 1:
+        return [""]
+    settings = [dict(_leaves(_seedless(identity.stripped(members[0].config)))) for members in rows]
+    differing = [key for key in sorted(set().union(*settings)) if len({repr(s.get(key)) for s in settings}) > 1]
+    if not differing:  # the data differ, or what a run was built on
+        return [f"run {members[0].id}" for members in rows]
+    more = ", ..." if len(differing) > 4 else ""
+    return [", ".join(f"{key}={s.get(key)}" for key in differing[:4]) + more for s in settings]
+
+
+def _leaves(node: Any, name: str = "") -> Iterable[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, node
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def _results(groups: Sequence[Group], published: Published, numbers: Mapping[int, int]) -> str:
+    columns = ["split", "row", "setting", "measure", "last epoch", "best test epoch", "seeds", "seconds", "runs"]
+    compared = groups[0].first.kind not in TRAINING and not groups[0].first.data["miniature"]
+    if compared:
+        columns[6:6] = ["published", "difference"]
+    lines = []
+    for group in groups:
+        first = group.first
+        for metric in first.metrics:
+            if metric in NOT_A_RESULT:
+                continue
+            line = {
+                "split": text(published.title(first.data["split"])),
+                "row": text(", ".join(filter(None, [published.title(first.method), first.variant, group.note]))),
+                "setting": text(first.setting),
+                "measure": text(measure(metric)),
+                "last epoch": spread([r.metrics[metric] for r in group.records if metric in r.metrics]),
+                "best test epoch": spread([r.best[metric] for r in group.records if metric in r.best]),
+                "seeds": str(len(group.records)),
+                "seconds": spread([r.seconds for r in group.records]),
+                "runs": " ".join(f"[{numbers[id(r)]}](#run-{numbers[id(r)]})" for r in group.records),
+            }
+            lines.append(line | (_compared(group, metric, published) if compared else {}))
+    return table(columns, lines)
+
+
+def _compared(group: Group, metric: str, published: Published) -> dict[str, str]:
+    first = group.first
+    if first.variant in BASELINES:
+        return {}
+    theirs = published.find(first, metric) if first.data["name"] == published.data else None
+    if theirs is None:
+        return {"published": NONE_KNOWN}
+    ours = mean(r.metrics[metric] for r in group.records if metric in r.metrics)
+    return {"published": number(theirs), "difference": f"{ours - theirs:+.2f}"}
+
+
+def _literature(published: Published, beside_miniature: bool) -> Iterable[str]:
+    if not published.data:
+        return
+    yield f"## Published on {text(published.data)}"
+    if beside_miniature:
+        yield "**Not comparable** with the numbers of a miniature."
+    tables: dict[tuple[str, str, str], list[Mapping[str, Any]]] = defaultdict(list)
+    for entry in published.numbers:
+        tables[entry["kind"], entry["setting"], entry["metric"]].append(entry)
+    for (kind, setting, metric), entries in tables.items():
+        yield "### " + text(", ".join(filter(None, [KINDS.get(kind, kind), setting, measure(metric)])))
+        splits = list(dict.fromkeys(split for entry in entries for split in entry["values"]))
+        lines = []
+        for entry in entries:
+            values = {text(published.title(s)): number(entry["values"][s]) for s in splits if s in entry["values"]}
+            method = ", ".join(filter(None, [published.title(entry["method"]), entry["variant"]]))
+            lines.append({"method": text(method), **values, "source": text(published.sources[entry["source"]])})
+        yield table(["method", *(text(published.title(s)) for s in splits), "source"], lines)
+    if published.unknown:
+        yield f"{NONE_KNOWN[0].upper()}{NONE_KNOWN[1:]}: {text(', '.join(map(published.title, published.unknown)))}."
+
+
+def _runs(records: Sequence[Record], numbers: Mapping[int, int], tabled: set[int]) -> Iterable[str]:
+    yield "## What stands behind the numbers"
+    installed = list(dict.fromkeys(", ".join(f"{k} {v}" for k, v in sorted(r.versions.items())) for r in records))
+    for record in records:
+        data, counts = record.data, ", ".join(f"{value} {name}" for name, value in record.data["counts"].items())
+        counted = [f"{name} {number(record.metrics[name])}" for name in NOT_A_RESULT if name in record.metrics]
+        versions = ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items()))
+        facts = {
+            "command": f"<code>{text(record.command)}</code>",
+            "key": f"<code>{text(record.key)}</code>",
+            "builds on": " ".join(f"<code>{text(key)}</code>" for key in record.parents),
+            "experiment": text(record.experiment),
+            "data": text(f"{data['name']}, {data['split']}: {counts}; fingerprint {data['fingerprint']}"),
+            "seeds": text(", ".join(f"{k} {v}" for k, v in record.seeds.items())),
+            "counts": text(", ".join(counted)),
+            "commit": text(record.commit or "unknown (no git checkout)"),
+            "versions": f"set {installed.index(versions) + 1}",
+            "made": text(f"{record.created} in {number(record.seconds)} s"),
+            "not in the tables": "" if id(record) in tabled else "a newer run has the same settings and seeds",
+        }
+        what = ", ".join(filter(None, [record.kind, record.method, record.variant, record.setting]))
+        yield f'### <a id="run-{numbers[id(record)]}"></a>Run {numbers[id(record)]}: {text(what)}'
+        yield "\n".join(f"- {name}: {fact}" for name, fact in facts.items() if fact)
+    yield "### Versions"
+    yield "\n".join(f"- set {n}: {text(versions)}" for n, versions in enumerate(installed, 1))
+
+
+def table(columns: Sequence[str], lines: Sequence[Mapping[str, str]]) -> str:
+    """A Markdown table of cells that are escaped already; columns empty throughout are left out."""
+    columns = [column for column in columns if any(line.get(column) for line in lines)]
+    rows = [columns, ["---"] * len(columns), *([line.get(column, "") for column in columns] for line in lines)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def measure(metric: str) -> str:
+    """How a metric is printed: k5 -> 5-NN, top1 -> top-1."""
+    return re.sub(r"^top(\d+)$", r"top-\1", re.sub(r"^k(\d+)$", r"\1-NN", metric))
+
+
+def number(value: float) -> str:
+    """Two decimals, or four significant digits below 1."""
+    return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4g}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean, with the sample standard deviation where there are several; empty for none."""
+    if len(values) < 2:
+        return "".join(map(number, values))
+    return f"{number(mean(values))} ± {number(stdev(values))}"
+
+
+def text(string: Any) -> str:
+    """Any string as plain text inside Markdown and HTML, on one line."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in str(string)).split())
+    return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", html.escape(line, quote=False))
