@@ -7,43 +7,31 @@ import torch
 from goldens import errors, read
 from torch import Tensor
 
-from lightning_modules import psp
 from lightning_modules.encoders.dsta import DSTANet
-from lightning_modules.released_checkpoints import SDS_CL, ReleasedNames, translate
+from lightning_modules.psp import PSP as Method
+from lightning_modules.released_checkpoints import PSP, released_name, translate
 from lightning_modules.schedules import Constant
 
 LAYERS = [[8, 8, 4, 1], [8, 16, 4, 2], [16, 16, 8, 1]]
-LEVELS = {"body": "att_b", "part": "att_pb", "joint": "att_jpb"}
-RELEASED = ReleasedNames(
-    names=SDS_CL.names
-    | {f"ppa.{ours}.query_key_value": f"{theirs}.in_nets" for ours, theirs in LEVELS.items()}
-    | {f"ppa.{ours}.feed_forward": f"{theirs}.ff_nets" for ours, theirs in LEVELS.items()}
-    | {"fc": "fc"},
-    unused=tuple(name for name in SDS_CL.unused if name != "fc"),
-)
-GRADIENTS = {
-    "graph_layers.1.in_nets.weight": "encoder.blocks.1.spatial.attention.query_key.weight",
-    "fc.weight": "fc.weight",
-    "mlp.0.weight": "head.0.weight",
-} | {f"{theirs}.in_nets.weight": f"ppa.{ours}.query_key_value.weight" for ours, theirs in LEVELS.items()}
+LEVELS = ("body", "part", "joint")
 
 
-def small(topology: str = "ntu25", frames: int = 12, classes: int = 6, seed: int = 0, lr: float = 0.05) -> "psp.PSP":
+def small(topology: str = "ntu25", frames: int = 12, classes: int = 6, seed: int = 0, lr: float = 0.05) -> Method:
     """A PSP of the goldens' size."""
     encoder = DSTANet(topology, LAYERS, subsets=2, num_frames=frames)
     optimizer = partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True)
-    return psp.PSP(encoder, topology, classes, optimizer, Constant(), seed)
+    return Method(encoder, topology, classes, optimizer, Constant(), seed)
 
 
-def build(golden: dict[str, np.ndarray], **settings) -> "psp.PSP":
+def build(golden: dict[str, np.ndarray], **settings) -> Method:
     """The small PSP with the golden's weights and running statistics."""
     module = small(**settings)
     state = {name[6:]: torch.from_numpy(value) for name, value in golden.items() if name.startswith("state/")}
-    module.load_state_dict(translate(state, module, RELEASED))
+    module.load_state_dict(translate(state, module, PSP))
     return module
 
 
-def outputs(module: "psp.PSP", golden: dict[str, np.ndarray]) -> dict[str, Tensor]:
+def outputs(module: Method, golden: dict[str, np.ndarray]) -> dict[str, Tensor]:
     """Features, loss terms and scores by their golden name, from one step in the mode the module is in."""
     names = ("labelled_joint", "labelled_motion", "unlabelled_joint", "unlabelled_motion")
     views = module.views(*(torch.from_numpy(golden[f"in/{name}"]) for name in names))
@@ -65,8 +53,8 @@ def compare() -> dict[str, float]:
     trained = outputs(module, golden)
     found |= {f"out/train/{key}": value for key, value in trained.items()}
     trained["total"].backward()
-    gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
-    found |= {f"grad/{theirs}": gradients[ours] for theirs, ours in GRADIENTS.items()}
+    gradients = {f"grad/{released_name(name, PSP.names)}": p.grad for name, p in module.named_parameters()}
+    found |= {name: gradient for name, gradient in gradients.items() if name in golden}
     missed = {key for key in golden if key.startswith(("out/", "grad/"))} - found.keys()
     assert not missed, f"golden values that are not compared: {missed}"
     return errors(found, golden)

@@ -96,6 +96,13 @@ def test_gradients_flow_through_the_coarse_maps():
     assert all(level.query_key_value.weight.grad.abs().sum() > 0 for level in (ppa.body, ppa.part, ppa.joint))
 
 
+def test_published_size_stands_on_the_meta_device():
+    with torch.device("meta"):
+        ppa = PPA("ntu25", 256, 4)
+    assert (ppa.body_in_part, ppa.part_in_joint, ppa.body_in_joint) == pytest.approx((0.2, 0.12, 0.24))
+    assert [x.shape[-1] for x in ppa(torch.zeros(180, 256, 13, 25, device="meta"))] == [5, 10, 25]
+
+
 def test_heads_that_do_not_divide_the_channels_are_refused():
     with pytest.raises(ValueError, match="10 channels do not divide into 4 heads"):
         PPA("ntu25", 10, 4)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ def broadcast(coarse: Tensor, membership: Tensor) -> Tensor:
     return torch.einsum("bsgh,ug,vh->bsuv", coarse, membership, membership)
 
 
-def coefficient(membership: Tensor) -> float:
+def coefficient(membership: np.ndarray) -> float:
     """Weight of a coarser map in a finer one: largest group / number of finer units (methods §5.1)."""
     return float(membership.sum(0).max()) / len(membership)
 
@@ -72,13 +73,15 @@ class PPA(nn.Module):
             raise ValueError(f"{channels} channels do not divide into {heads} heads")
         self.body, self.part, self.joint = (LevelAttention(channels, heads) for _ in range(3))
         skeleton = TOPOLOGIES[topology]
-        body, part = (torch.tensor(skeleton.membership(g).T) for g in (skeleton.body_groups, skeleton.part_groups))
-        self.register_buffer("joint_in_body", body, persistent=False)
-        self.register_buffer("joint_in_part", part, persistent=False)
-        self.register_buffer("part_in_body", (part.T @ body > 0).to(part.dtype), persistent=False)
-        self.body_in_part = coefficient(self.part_in_body)  # .2, .24 and .12 for 25 joints
+        # Numpy decides the coefficients, so that a module on the meta device has them too.
+        body, part = skeleton.membership(skeleton.body_groups).T, skeleton.membership(skeleton.part_groups).T
+        part_in_body = (part.T @ body > 0).astype(part.dtype)
+        self.body_in_part = coefficient(part_in_body)  # .2, .24 and .12 for 25 joints
         self.body_in_joint = coefficient(body)
         self.part_in_joint = coefficient(part)
+        self.register_buffer("joint_in_body", torch.tensor(body), persistent=False)
+        self.register_buffer("joint_in_part", torch.tensor(part), persistent=False)
+        self.register_buffer("part_in_body", torch.tensor(part_in_body), persistent=False)
 
     def forward(self, x: Tensor) -> Pyramid:
         """Attended features (B, C, T, units) of the three levels."""
