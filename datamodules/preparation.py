@@ -32,11 +32,14 @@ from datamodules.store import (
     StoreIndex,
     read_manifest,
     replace_store,
+    settle,
     write_store,
 )
 
 PARTIAL, PLAN, RAW = ".partial", "plan.json", "raw"
-CLIPS_PER_SHARD = 256
+FILES_PER_SHARD = 256
+CLIPS_PER_SHARD = 1024  # a recipe takes a fraction of the time of reading
+TOOL = f"skelfed {version('skelfed')}"
 NUMBERS = {  # column of the index: what of a sample it holds
     "labels": lambda sample: sample.label,
     "performers": lambda sample: sample.performer,
@@ -83,9 +86,11 @@ def prepare(
         if recipe not in RECIPES:
             raise InputError(f"recipes: expected some of {', '.join(RECIPES)}, found {recipe!r}: correct the name")
     plan = _plan(reader, Path(raw), exclude, name, miniature)
-    for store in (RAW, *recipes):
-        _check_replaceable(out / store, plan)
     with _alone_in(out):
+        for store in (RAW, *RECIPES):
+            settle(out / store)
+        for store in (RAW, *recipes):
+            _check_replaceable(out / store, plan)
         built = _build(plan, out, recipes, workers or len(os.sched_getaffinity(0)), strict)
         for store in built:
             replace_store(out / PARTIAL / store, out / store)
@@ -157,7 +162,7 @@ def _intact(path: Path, **expected: str) -> SkeletonStore | None:
 
 def _continue_or_start(work: Path, plan: _Plan) -> None:
     """Keep the pieces that a killed run left in `work` if it did the same, otherwise clear them away."""
-    wanted = json.dumps([FORMAT, _tool(), CLIPS_PER_SHARD, plan.source, plan.facts])
+    wanted = json.dumps([FORMAT, TOOL, FILES_PER_SHARD, CLIPS_PER_SHARD, plan.source, plan.facts])
     try:
         found = (work / PLAN).read_text()
     except FileNotFoundError:
@@ -170,7 +175,8 @@ def _continue_or_start(work: Path, plan: _Plan) -> None:
 
 def _build_raw(plan: _Plan, work: Path, workers: int) -> SkeletonStore:
     pieces = work / f"{RAW}-pieces"
-    shards = convert_all(pieces, _split(plan.files), partial(_read_shard, plan.reader), workers, "reading raw files")
+    convert = partial(_read_shard, plan.reader)
+    shards = convert_all(pieces, _split(plan.files, FILES_PER_SHARD), convert, workers, "reading raw files")
     rejected = [reason for shard in shards for reason in json.loads(str(array_of(shard, "rejected")))]
     if len(rejected) == len(plan.files):
         _give_up(work, f"{plan.raw}: expected clips, {_rejections(rejected)}: choose another folder")
@@ -181,7 +187,7 @@ def _build_raw(plan: _Plan, work: Path, workers: int) -> SkeletonStore:
     facts = {"recipe": None, "raw_digest": None, "source": plan.source, "counts": counts, "rejected": rejected}
     joints = (array_of(shard, "joints") for shard in shards)
     body_ids = (array_of(shard, "body_ids") for shard in shards)
-    write_store(work / RAW, index, joints, body_ids, plan.facts | {"tool": _tool()} | facts)
+    write_store(work / RAW, index, joints, body_ids, plan.facts | {"tool": TOOL} | facts)
     shutil.rmtree(pieces)
     return SkeletonStore(work / RAW)
 
@@ -189,13 +195,13 @@ def _build_raw(plan: _Plan, work: Path, workers: int) -> SkeletonStore:
 def _build_derived(raw: SkeletonStore, recipe: str, plan: _Plan, work: Path, workers: int) -> None:
     pieces = work / f"{recipe}-pieces"
     convert = partial(_derive_shard, raw, recipe)
-    shards = convert_all(pieces, _split(range(len(raw))), convert, workers, f"recipe {recipe}")
+    shards = convert_all(pieces, _split(range(len(raw)), CLIPS_PER_SHARD), convert, workers, f"recipe {recipe}")
     bodies = np.concatenate([array_of(shard, "bodies") for shard in shards])
     offsets = _offsets(raw.index.frames, bodies, raw.topology.num_joints)
     index = dataclasses.replace(raw.index, bodies=bodies, offsets=offsets)
     facts = {"recipe": recipe, "raw_digest": raw.digest, "counts": _counts(index)}
     joints = (array_of(shard, "joints") for shard in shards)
-    write_store(work / recipe, index, joints, None, plan.facts | {"tool": _tool()} | facts)
+    write_store(work / recipe, index, joints, None, plan.facts | {"tool": TOOL} | facts)
     shutil.rmtree(pieces)
 
 
@@ -246,8 +252,8 @@ def _rejections(rejected: list[dict]) -> str:
     return f"found {len(rejected)} rejected, the first {first['file']}: {first['reason']}"
 
 
-def _split(items: Sequence) -> list[Sequence]:
-    return [items[start : start + CLIPS_PER_SHARD] for start in range(0, len(items), CLIPS_PER_SHARD)]
+def _split(items: Sequence, length: int) -> list[Sequence]:
+    return [items[start : start + length] for start in range(0, len(items), length)]
 
 
 def _flat(arrays: list[np.ndarray], dtype: type) -> np.ndarray:
@@ -261,10 +267,6 @@ def _offsets(frames: np.ndarray, bodies: np.ndarray, num_joints: int) -> np.ndar
 
 def _counts(index: StoreIndex) -> dict[str, int]:
     return {"clips": len(index), "frames": int(index.frames.sum()), "bodies": int(index.bodies.sum())}
-
-
-def _tool() -> str:
-    return f"skelfed {version('skelfed')}"
 
 
 @contextmanager

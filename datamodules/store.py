@@ -127,7 +127,7 @@ def read_manifest(path: Path) -> dict:
         found = manifest["format"]
     except FileNotFoundError:
         raise InputError(f"{path}: expected {MANIFEST}, found none, the store is half-written: {AGAIN}") from None
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise InputError(f"{path}: expected a store's {MANIFEST}, found something else: {AGAIN}") from None
     if found != FORMAT:
         raise InputError(f"{path}: expected store format {FORMAT}, found {found!r}: {AGAIN}")
@@ -170,13 +170,24 @@ def write_store(
 
 def replace_store(new: Path, final: Path) -> None:
     """Give a written store its final name; what stood there is deleted only after it has gone out of the way."""
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    settle(final)
     if final.exists():
-        final.rename(old)
+        final.rename(_set_aside(final))
     new.rename(final)
     _sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    settle(final)
+
+
+def settle(final: Path) -> None:
+    """Undo or finish a replacement that was killed: the store set aside comes back if its place is empty."""
+    aside = _set_aside(final)
+    if aside.exists() and not final.exists():
+        aside.rename(final)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _set_aside(final: Path) -> Path:
+    return final.with_name(f".{final.name}.old")
 
 
 def _reopen(path: Path, manifest: dict) -> SkeletonStore:

@@ -126,12 +126,19 @@ def test_dsta_does_not_see_where_the_camera_stands(bodies):
     assert error(dsta(joints * 3, ids, NTU25), dsta(joints, ids, NTU25)) < 1e-4, "nor how tall the figure is"
 
 
-def test_a_still_body_stays_only_if_upright():
+@pytest.mark.parametrize(("width", "bodies"), [(0.79, 2), (0.81, 1)])
+def test_a_still_body_stays_only_if_upright(width, bodies):
     joints, ids = figure(bodies=2)
-    joints[:, 1] = 0.3 * joints[0, 1]
-    assert dsta(joints, ids, NTU25).shape[1] == 2
-    joints[:, 1] = joints[:, 1][..., [1, 0, 2]]
-    assert dsta(joints, ids, NTU25).shape[1] == 1
+    joints[:, 1] = 0
+    joints[:, 1, :, 0], joints[:, 1, :, 1] = np.linspace(0, 0.1 * width, 25), np.linspace(0.1, 0, 25)
+    assert dsta(joints, ids, NTU25).shape[1] == bodies
+
+
+def test_bodies_that_move_alike_stay_in_the_order_of_appearance():
+    joints, ids = figure(bodies=2)
+    joints = np.round(joints * 256) / 256
+    joints[:, 1] = joints[:, 0] + np.float32(0.5)
+    assert dsta(joints, ids + np.array([9, 0]), NTU25).tobytes() == dsta(joints, ids, NTU25).tobytes()
 
 
 def test_a_body_keeps_its_row_when_it_changes_slots():
