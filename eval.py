@@ -15,7 +15,7 @@ from lightning_modules.evaluation.subject import Subject
 from tracking import identity, records
 from tracking.build import build
 from tracking.doors import door
-from train import Run, announce, make_data
+from train import Run, announce, make_data, share
 
 
 def subjects(config: DictConfig, run: Run, checkpoint: Path) -> list[Subject]:
@@ -69,10 +69,10 @@ def measure(config: DictConfig, run: Run, subject: Subject) -> records.Record:
 
 def setting(config: DictConfig) -> str:
     """What tells apart results of one protocol."""
-    return config.protocol.get("setting") or f"{100 * config.protocol.fraction:g} % of the labels"
+    return share(config.protocol.fraction) if "fraction" in config.protocol else ""
 
 
-@door("eval", expected=(InputError,))
+@door("eval", expected=(InputError,), conf=Path(__file__).parent / "conf")
 def main(config: DictConfig) -> dict:
     """Measure every subject under `config.protocol`; returns the headline of each."""
     run = Run.of(config)

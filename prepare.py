@@ -1,4 +1,4 @@
-"""Raw files -> stores: `python prepare.py data=ntu60 raw=DIR`; without `raw` the embedded miniature is written first."""
+"""Raw files -> stores: `python prepare.py data=ntu60 raw=DIR`; without `raw` the miniature is written first."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ factory(skeletons.write_ntu)
 factory(skeletons.write_ucla)
 
 
-@door("prepare", expected=(InputError,))
+@door("prepare", expected=(InputError,), conf=Path(__file__).parent / "conf")
 def main(config: DictConfig) -> dict:
     """Prepare `config.data` from `config.raw`; returns counts, the store's folder and what was rejected."""
     data = config.data

@@ -89,6 +89,7 @@ def make_data(config: DictConfig, **options) -> SkeletonDataModule:
     chosen = {
         "batch_size": config.batch_size,
         "seed": config.seed,
+        "max_bodies": config.data.max_bodies,
         "labelled": labelled,
         "tested": labelled is not None,
         **config.loader,
@@ -104,7 +105,7 @@ def announce(run: Run) -> None:
         )
 
 
-@door("train", expected=(InputError,))
+@door("train", expected=(InputError,), conf=Path(__file__).parent / "conf")
 def main(config: DictConfig) -> dict:
     """Train until the last epoch; returns the record's metrics, the run's key and its folder."""
     run = Run.of(config)
@@ -133,8 +134,29 @@ def main(config: DictConfig) -> dict:
         kind="train", key=run.key, metrics=history.last(), best=best, seconds=time.monotonic() - started
     )
     path = records.write(record, Path(config.paths.records))
+    if run.data.labelled is not None:
+        records.write(labelled_result(run, record), Path(config.paths.records))
     print(f"trained: {run.folder}, record {path}")
     return {"key": run.key, "folder": str(run.folder), **record.metrics}
+
+
+def labelled_result(run: Run, trained: records.Record) -> records.Record:
+    """The accuracy of a one-stage semi-supervised method, as a row beside fine-tuning on the same share of labels."""
+    fraction = run.data.labelled.fraction
+    return run.record(
+        kind="semi",
+        key=run.key,
+        metrics={"top1": trained.metrics["test/top1"], "labels": len(run.data.label_rows(fraction))},
+        best={"top1": trained.best["test/top1"]},
+        setting=share(fraction),
+        parents=[run.key],
+        seconds=trained.seconds,
+    )
+
+
+def share(fraction: float) -> str:
+    """How a share of the labels is written in records and tables."""
+    return f"{100 * fraction:g} % of the labels"
 
 
 def set_aside(folder: Path) -> None:

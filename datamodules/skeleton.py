@@ -1,4 +1,4 @@
-"""One DataModule for every skeleton set: a derived store, a protocol, and batches whose order is a function of the seed."""
+"""One DataModule for every skeleton set: a derived store, a protocol, and batches in an order set by the seed."""
 
 import hashlib
 from collections.abc import Iterator

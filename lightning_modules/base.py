@@ -1,4 +1,4 @@
-"""What every skeleton method shares: the training step, optimiser and schedule from the configuration, names in the log.
+"""What every skeleton method shares: the training step, optimiser and schedule from the configuration, logged names.
 
 A method says what its loss terms are and how it embeds; the plumbing is here, once.
 """
@@ -48,7 +48,7 @@ class SkeletonModule(pl.LightningModule):
         self.place = Place()
         self._outputs: dict[str, Tensor] = {}
 
-    def objective(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+    def objective(self, batch: Any) -> dict[str, Tensor]:
         raise NotImplementedError(f"{type(self).__name__} trains on no objective")
 
     def features(self, batch: SkeletonBatch) -> Tensor:
@@ -76,7 +76,7 @@ class SkeletonModule(pl.LightningModule):
         return len(batch.labels)
 
     @final
-    def training_step(self, batch: SkeletonBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         place, trainer = self.place, self.trainer
         place.epoch, place.step = trainer.current_epoch, batch_idx
         place.rank, place.world = trainer.global_rank, trainer.world_size

@@ -1,4 +1,4 @@
-"""A method's backbone with one fresh linear layer, trained on labels: fine-tuning, semi-supervised and supervised rows."""
+"""A method's backbone with one fresh linear layer, trained on labels: fine-tuning, semi-supervised, supervised rows."""
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,10 @@ from torchmetrics.classification import MulticlassAccuracy
 from datamodules.batch import SkeletonBatch
 from lightning_modules.base import SkeletonModule
 from lightning_modules.schedules import Schedule
+from lightning_modules.scored import ScoredModule
 
 
-class Classifier(SkeletonModule):
+class Classifier(ScoredModule):
     """Cross-entropy on the scores summed over the backbone's streams (SDS-CL: fc(y_joint) + fc(y_motion), one fc).
 
     backbone: gives `features` (N, S, D) and `feature_width` D; its heads for pre-training are left out of training
@@ -36,13 +37,6 @@ class Classifier(SkeletonModule):
 
     def objective(self, batch: SkeletonBatch) -> dict[str, Tensor]:
         return {"cross_entropy": functional.cross_entropy(self.logits(batch), batch.labels)}
-
-    def validation_step(self, batch: SkeletonBatch, batch_idx: int) -> None:
-        self.accuracy.update(self.logits(batch), batch.labels)
-
-    def on_validation_epoch_end(self) -> None:
-        self.log("test/top1", 100 * self.accuracy.compute())
-        self.accuracy.reset()
 
     def configure_optimizers(self):
         self.backbone.requires_grad_(True)

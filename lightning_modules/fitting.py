@@ -7,9 +7,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 
-from lightning_modules.callbacks.step_seed import StepSeed
 from lightning_modules.callbacks.history import History
 from lightning_modules.callbacks.progress import progress
+from lightning_modules.callbacks.step_seed import StepSeed
 
 CHECKPOINT = "last.ckpt"
 # What Lightning says of things that are meant to be so here.

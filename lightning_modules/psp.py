@@ -13,6 +13,7 @@ from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import linear, pool, projection_head
 from lightning_modules.losses.ccl import ccl
 from lightning_modules.schedules import Schedule
+from lightning_modules.scored import ScoredModule
 from lightning_modules.two_streams import TwoStreamModule
 
 # Each batch draws the frames of two streams.
@@ -31,7 +32,7 @@ class Views(NamedTuple):
     motion: Pyramid
 
 
-class PSP(TwoStreamModule):
+class PSP(TwoStreamModule, ScoredModule):
     """One stage: cross-entropy on the labelled clips + weight x CCL on the unlabelled ones, which contain them.
 
     A training batch is {"labelled": SkeletonBatch, "unlabelled": SkeletonBatch}, one of each a step.
@@ -97,10 +98,3 @@ class PSP(TwoStreamModule):
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         streams = self.streams(labelled, LABELLED_VIEW) + self.streams(unlabelled, UNLABELLED_VIEW)
         return self.terms(self.views(*streams), labelled.labels)
-
-    def validation_step(self, batch: SkeletonBatch, batch_idx: int) -> None:
-        self.accuracy.update(self.logits(batch), batch.labels)
-
-    def on_validation_epoch_end(self) -> None:
-        self.log("test/top1", 100 * self.accuracy.compute())
-        self.accuracy.reset()

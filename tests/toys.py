@@ -17,7 +17,7 @@ from lightning_modules.schedules import StepDecay
 
 
 def write_toy_stores(folder: Path, clips: int = 48, classes: int = 3, seed: int = 0) -> Path:
-    """A raw and a `dsta` store of random NTU clips; the class shifts the first axis, performers and cameras alternate."""
+    """A raw and a `dsta` store of random NTU clips; the class shifts the first axis, performers and cameras vary."""
     rng = np.random.default_rng(seed)
     labels = np.arange(clips) % classes
     frames, bodies = rng.integers(6, 15, clips), rng.integers(1, 3, clips)

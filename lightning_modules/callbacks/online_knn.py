@@ -1,4 +1,4 @@
-"""Nearest-neighbour accuracy while pre-training: whether the representation improves, long before a probe is trained."""
+"""Nearest-neighbour accuracy while pre-training: whether the representation improves, before any probe is trained."""
 
 import pytorch_lightning as pl
 import torch

@@ -17,7 +17,8 @@ from lightning_modules.evaluation.embedding import Embedding, cached, coordinate
 class Subject:
     """One row of a table of results.
 
-    name: what the row is called, empty for the trained network. key: identity of the weights and of the data, under which embeddings are cached.
+    name: what the row is called, empty for the trained network.
+    key: identity of the weights, under which embeddings are cached.
     folder: where its embeddings and fine-tuning runs are kept.
     data: the split to embed. make_data: the same split with other arguments, for training on labels.
     trainer: options of a Lightning Trainer for that.
