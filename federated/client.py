@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.data import ClientData
-from federated.device import quiet, trainer
+from federated.device import kept_modes, quiet, trainer
 from federated.seeding import seed_of, seeded
 from federated.state import State
 from federated.terms import Term, TermGradients
@@ -146,7 +146,7 @@ class Client:
             callbacks.append(Deadline(self._time_limit))
         own_seed = getattr(self._module, "seed", None)
         own_seed = own_seed if isinstance(own_seed, int) else None
-        with quiet(), seeded(seed):
+        with quiet(), kept_modes(self._module), seeded(seed):
             fit = trainer(self._device, callbacks, **self._options)
             try:
                 self._adapter.load(task.state)

@@ -38,6 +38,17 @@ def trainer(device: str, callbacks: list[pl.Callback], **options) -> pl.Trainer:
 
 
 @contextmanager
+def kept_modes(module: torch.nn.Module) -> Iterator[None]:
+    """Give every part its train or eval mode back: Lightning fits in the mode it finds, so an evaluation would leak."""
+    modes = [(part, part.training) for part in module.modules()]
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
 def quiet() -> Iterator[None]:
     """Lightning's greetings and its advice on loader workers are for one long run, not for thousands of short ones."""
     logger = logging.getLogger("pytorch_lightning")

@@ -14,6 +14,7 @@ import torch
 from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import ClientFailure, ClientTask, Outcome
+from federated.device import kept_modes
 from federated.engines.base import Engine
 from federated.ledger import Ledger, Progress
 from federated.lora_gap import with_products, without_products
@@ -188,7 +189,7 @@ class Orchestrator:
         found = {}
         for name, state in models.items():
             self.adapter.load(state)
-            with seeded(seed_of(self.seed, number, EVALUATION)):
+            with kept_modes(self.module), seeded(seed_of(self.seed, number, EVALUATION)):
                 found[name] = {key: float(value) for key, value in self.evaluate(self.module).items()}
         return found
 

@@ -13,6 +13,8 @@ from federated.engines.in_process import InProcess
 from federated.orchestrator import Orchestrator
 from federated.strategies.fedavg import FedAvg
 
+torch.set_num_threads(1)  # on a busy machine two threads wait for each other ten times longer than they work
+
 
 class Toy(pl.LightningModule):
     """Two layers with batch norm and dropout, a cosine over the fit's steps, momentum: everything that could leak."""
@@ -20,9 +22,7 @@ class Toy(pl.LightningModule):
     def __init__(self, dropout: float = 0.2, optimizer=torch.optim.SGD, **options):
         super().__init__()
         torch.manual_seed(5)
-        self.net = nn.Sequential(
-            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3)
-        )
+        self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(dropout), nn.Linear(8, 3))
         self._optimizer = optimizer
         self._options = options or {"lr": 0.1, "momentum": 0.9}
 
