@@ -103,11 +103,13 @@ def test_an_embedding_is_computed_once_and_read_afterwards(data, tmp_path):
         torch.manual_seed(0)
         return ToyMethod()
 
-    subject = Subject("toy", "key", tmp_path, data, 60, backbone)
-    first, again = subject.embedding("train"), subject.embedding("train")
+    def subject(key):
+        return Subject("toy", key, tmp_path, data, 60, trainer={}, make_data=toy_data, make_backbone=backbone)
+
+    first, again = subject("key").embedding("train"), subject("key").embedding("train")
     assert len(calls) == 1 and first.vectors.shape == (33, 16)
     assert all(torch.equal(getattr(first, name), getattr(again, name)) for name in ("vectors", "labels", "ids"))
-    other = Subject("toy", "other key", tmp_path, data, 60, backbone).embedding("train")
+    other = subject("other key").embedding("train")
     assert len(calls) == 2 and torch.equal(other.vectors, first.vectors)
 
 
