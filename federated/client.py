@@ -12,7 +12,7 @@ from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.data import ClientData
 from federated.device import kept_modes, quiet, trainer
-from federated.seeding import seed_of, seeded
+from federated.seeding import keyed, seed_of, seeded
 from federated.state import State
 from federated.terms import Term, TermGradients
 
@@ -144,25 +144,19 @@ class Client:
             callbacks.append(TermGradients(self._terms, self._adapter))
         if self._time_limit is not None:
             callbacks.append(Deadline(self._time_limit))
-        own_seed = getattr(self._module, "seed", None)
-        own_seed = own_seed if isinstance(own_seed, int) else None
-        with quiet(), kept_modes(self._module), seeded(seed):
+        with quiet(), kept_modes(self._module), keyed(self._module, seed), seeded(seed):
             fit = trainer(self._device, callbacks, **self._options)
             try:
                 self._adapter.load(task.state)
-                if own_seed is not None:
-                    self._module.seed = seed
                 fit.fit(self._module, self._data.train_dataloader(task.client, seed))
                 if fit.global_step == 0:
                     raise InputError("federation: expected an optimiser step, found none; take smaller batches")
                 return fit.global_step, {name: float(value) for name, value in fit.callback_metrics.items()}
             finally:
-                self._let_go(fit, own_seed)
+                self._let_go(fit)
 
-    def _let_go(self, fit: pl.Trainer, own_seed: int | None) -> None:
+    def _let_go(self, fit: pl.Trainer) -> None:
         """Cut the ties by which this fit's optimiser, loader and gradients would outlive it."""
-        if own_seed is not None:
-            self._module.seed = own_seed
         fit.strategy.optimizers = []
         self._module.trainer = None
         self._module.zero_grad(set_to_none=True)

@@ -1,7 +1,7 @@
 """A training set shared out among clients."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class PartitionedData:
             if len(piece) == 0:
                 raise InputError(f"federation: expected samples for client {client}, found none; change the partition")
         self._dataset, self._pieces = dataset, pieces
-        self._options = {
+        self._options: dict[str, Any] = {
             "batch_size": batch_size,
             "collate_fn": collate,
             "drop_last": drop_last,

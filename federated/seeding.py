@@ -33,3 +33,17 @@ def seeded(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def keyed(module: torch.nn.Module, seed: int) -> Iterator[None]:
+    """Where a module's own draws are keyed by its `seed` (SkeletonModule), let them be keyed by this one."""
+    own = vars(module).get("seed")
+    if not isinstance(own, int):
+        yield
+        return
+    vars(module)["seed"] = seed
+    try:
+        yield
+    finally:
+        vars(module)["seed"] = own

@@ -10,8 +10,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from toy_federation import Toy, accuracy, dataset, federation, same, shares
+from toys import ToyMethod, toy_data, write_toy_stores
 
 from datamodules.errors import InputError
+from datamodules.partition import ByAttribute
+from datamodules.skeleton import Clips
 from federated.adapter import Adapter
 from federated.client import ClientTask
 from federated.data import PartitionedData
@@ -301,3 +304,38 @@ def test_an_evaluation_leaves_no_trace_in_training():
 def test_empty_clients_are_refused():
     with pytest.raises(InputError, match="samples for client 1, found none"):
         PartitionedData(dataset(), [np.arange(3), np.arange(0)], batch_size=2)
+
+
+def test_a_skeleton_method_is_federated_by_camera(tmp_path):
+    """Any LightningModule of the house: batches of a store, draws keyed by the module's seed, counters, batch norm."""
+    store = toy_data(write_toy_stores(tmp_path)).store
+    pieces = ByAttribute("cameras").split({"cameras": store.index.cameras})
+    clips = Clips(store, np.arange(len(store)), store.index.labels, max_bodies=2)
+
+    def run():
+        torch.manual_seed(0)
+        module = ToyMethod(seed=3)
+        data = PartitionedData(clips, pieces, batch_size=8, collate=lambda batch: batch)
+        result = federation(module, pieces, data=data, rounds=2).run()
+        assert module.seed == 3
+        return result
+
+    result = run()
+    assert [outcome["client"] for outcome in result.records[1]["outcomes"]] == [0, 1, 2]
+    assert all(record["updated"] for record in result.records)
+    assert same(result.models["global"], run().models["global"])
+
+
+def test_draws_keyed_by_a_modules_seed_differ_by_client_and_round():
+    class Keyed(Toy):
+        def __init__(self):
+            super().__init__()
+            self.seed, self.seen = 9, []
+
+        def on_train_start(self):
+            self.seen.append(self.seed)
+
+    module = Keyed()
+    federation(module, shares(3), rounds=2).run()
+    assert len(set(module.seen)) == 6 and module.seed == 9
+    assert module.seen == [seed_of(3, number, client) for number in range(2) for client in range(3)]
