@@ -79,9 +79,11 @@ def write_files(folder: Path, count: int, seed: int = 0) -> None:
 def report(paths: list[Path], rounds: int, generated: bool) -> dict:
     shapes = [READER.read(path).joints.shape for path in paths]
     return {
-        "command": "python -m benchmarks.preparation" + ("" if generated else " --raw DIR"),
+        "command": f"python -m benchmarks.preparation --files {len(paths)} --rounds {rounds}"
+        + ("" if generated else " --raw DIR"),
         "data": "random files in the NTU format" if generated else "genuine files",
         "files": len(paths),
+        "rounds": rounds,
         "mean_frames": round(float(np.mean([shape[0] for shape in shapes])), 1),
         "mean_bodies": round(float(np.mean([shape[1] for shape in shapes])), 2),
         "machine": {"processor": processor(), "python": platform.python_version(), "numpy": np.__version__},

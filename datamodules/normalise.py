@@ -75,7 +75,7 @@ def _seen(bodies: np.ndarray) -> np.ndarray:
 
 def _nonempty(bodies: np.ndarray) -> np.ndarray:
     """(..., T, V, 3) -> (..., T) bool. The released code asks for a sum of 0, which a real frame may have by chance."""
-    return bodies.any(axis=(-1, -2))
+    return np.asarray(bodies.any(axis=(-1, -2)))
 
 
 def _spread(body: np.ndarray) -> float:
@@ -123,7 +123,7 @@ def _actors(bodies: np.ndarray) -> np.ndarray:
 
 def _from_first_frame(bodies: np.ndarray) -> np.ndarray:
     """(M, T, V, 3): where nobody is in frame 0, the frames with somebody are moved to the front."""
-    filled = _nonempty(bodies).any(axis=0)
+    filled = np.asarray(_nonempty(bodies).any(axis=0))
     if filled[0]:
         return bodies
     moved = np.zeros_like(bodies)

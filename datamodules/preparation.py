@@ -106,10 +106,18 @@ def _plan(reader: Reader, raw: Path, exclude: frozenset[str], name: str, miniatu
     files = [path for path in listed if path.stem not in exclude]
     if not files:
         raise InputError(f"{raw}: expected clips besides the missing list, found none: choose another folder")
-    marks = [(str(path.relative_to(raw)), (stat := path.stat()).st_size, stat.st_mtime_ns) for path in listed]
+    marks = [(str(path.relative_to(raw)), *_size_and_time(path)) for path in listed]
     source = hashlib.sha256(json.dumps([repr(reader), marks, sorted(exclude)]).encode()).hexdigest()
     facts = {"dataset": name, "miniature": miniature, "topology": reader.topology.name}
     return _Plan(reader, raw, files, len(listed) - len(files), source, facts)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError:  # a link to nothing, say: the reader will reject it
+        stat = path.lstat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _check_replaceable(path: Path, plan: _Plan) -> None:

@@ -64,7 +64,7 @@ def _convert_one(convert: Convert, item: tuple[Task, Path]) -> int:
     arrays = convert(task)
     part = path.with_suffix(".part")
     with durable(part) as file:
-        np.savez(file, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
     part.replace(path)
     return len(task)
 

@@ -106,10 +106,14 @@ def test_stores_hold_what_the_reader_and_the_recipes_say(raw, tmp_path, capsys):
 
 
 def test_real_format_through_real_reader(tmp_path):
-    summary = prepare(NTUReader(), GOLDEN_RAW, tmp_path, ["agcn", "dsta"], name="ntu60", workers=1)
-    assert (summary["clips"], summary["rejected"]) == (7, 0)
+    raw = shutil.copytree(GOLDEN_RAW, tmp_path / "files")
+    (raw / "S001C001P001R001A003.skeleton").symlink_to("nothing")
+    (raw / "S001C001P001R001A004.skeleton").mkdir()
+    (raw / "S001C001P001R001A005.skeleton").write_text("1000000000\n")
+    summary = prepare(NTUReader(), raw, tmp_path / "out", ["agcn", "dsta"], name="ntu60", workers=1)
+    assert (summary["clips"], summary["rejected"]) == (7, 3)
     with np.load(GOLDEN_RAW.parent / "expected.npz") as golden:
-        store = open_derived(tmp_path, "dsta")
+        store = open_derived(tmp_path / "out", "dsta")
         for row, name in enumerate(golden["names"]):
             clip, expected = store.clip(row), golden[f"dsta/normalised/{name}"].transpose(1, 3, 2, 0)
             assert np.abs(clip - expected[:, : clip.shape[1]]).max() < 1e-5 * np.abs(expected).max()
