@@ -283,10 +283,11 @@ def _alone_in(out: Path) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     folder = os.open(out, os.O_RDONLY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{out}: expected to be alone, found another preparation at work: wait for it") from None
         yield
-    except BlockingIOError:
-        raise InputError(f"{out}: expected to be alone, found another preparation at work: wait for its end") from None
     finally:
         os.close(folder)
         with suppress(OSError):  # not empty: the usual case
