@@ -1,6 +1,5 @@
 """Raw files -> stores: `python prepare.py data=ntu60 raw=DIR`; without `raw` the miniature is written first."""
 
-import os
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -9,7 +8,7 @@ from datamodules import protocols
 from datamodules.errors import InputError
 from datamodules.miniature import skeletons
 from datamodules.preparation import prepare
-from datamodules.skeleton import store_folder
+from datamodules.store import store_folder
 from tracking.build import build, factory
 from tracking.doors import door
 
@@ -36,7 +35,7 @@ def main(config: DictConfig) -> dict:
         exclude=protocols.missing(data.exclude) if data.exclude else frozenset(),
         name=data.name,
         miniature=miniature,
-        workers=config.workers or os.cpu_count() or 1,
+        workers=config.workers,
         strict=config.strict,
     )
 

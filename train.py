@@ -11,7 +11,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import InputError
-from datamodules.skeleton import Labelled, SkeletonDataModule, store_folder
+from datamodules.skeleton import Labelled, SkeletonDataModule
+from datamodules.store import store_folder
 from lightning_modules.base import SkeletonModule
 from lightning_modules.callbacks.online_knn import OnlineKNN
 from lightning_modules.fitting import CHECKPOINT, fit

@@ -16,14 +16,6 @@ from datamodules.errors import InputError
 from datamodules.store import SkeletonStore, open_derived
 
 
-def store_folder(stores: str | Path, name: str, raw: str | Path) -> Path:
-    """Where the prepared data of `raw` stands: one folder for each raw folder, so that no two can be confused."""
-    if str(raw) == "miniature":
-        return Path(stores) / f"{name}-miniature"
-    tag = hashlib.sha256(str(Path(raw).expanduser().resolve()).encode()).hexdigest()[:10]
-    return Path(stores) / f"{name}-{tag}"
-
-
 class Clips(Dataset):
     """Rows of a store, fetched a whole batch at a time."""
 

@@ -31,6 +31,14 @@ RACY_NS = 2_000_000_000  # a file changed so shortly before its hash could chang
 AGAIN = "prepare the data set again with prepare.py"
 
 
+def store_folder(stores: str | Path, name: str, raw: str | Path) -> Path:
+    """Where the prepared data of `raw` stands: one folder for each raw folder, so that no two can be confused."""
+    if str(raw) == "miniature":
+        return Path(stores) / f"{name}-miniature"
+    tag = hashlib.sha256(str(Path(raw).expanduser().resolve()).encode()).hexdigest()[:10]
+    return Path(stores) / f"{name}-{tag}"
+
+
 @dataclass(frozen=True)
 class StoreIndex:
     """One row a clip, sorted by name; every field is an array (N,).

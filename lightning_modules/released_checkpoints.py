@@ -59,7 +59,7 @@ SDS_CL = ReleasedNames(
         "head": "mlp",
         "global_head": "mlpg",
     },
-    unused=_DSTA_UNUSED + ("fc",),  # pre-training has no classifier
+    unused=(*_DSTA_UNUSED, "fc"),  # pre-training has no classifier
 )
 PSP = ReleasedNames(
     names=_DSTA

@@ -7,7 +7,8 @@ from toys import toy_data, write_toy_stores
 
 from datamodules.batch import collate
 from datamodules.errors import InputError
-from datamodules.skeleton import EpochSampler, Labelled, store_folder
+from datamodules.skeleton import EpochSampler, Labelled, SkeletonDataModule
+from datamodules.store import store_folder
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,6 @@ def test_fingerprint_follows_content_and_split(stores, tmp_path):
     assert data.fingerprint == toy_data(stores, seed=9, batch_size=4).fingerprint
     other = write_toy_stores(tmp_path / "other", seed=1)
     assert data.fingerprint != toy_data(other).fingerprint
-    from datamodules.skeleton import SkeletonDataModule
-
     assert data.fingerprint != SkeletonDataModule(stores, "dsta", "ntu60_xview", batch_size=8, seed=3).fingerprint
 
 
