@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.data import ClientData
-from federated.device import kept_modes, quiet, trainer
+from federated.device import check_options, kept_modes, quiet, trainer
 from federated.seeding import keyed, seed_of, seeded
 from federated.state import State
 from federated.terms import Term, TermGradients
@@ -101,6 +101,7 @@ class Client:
     module: any LightningModule. Where it holds a `seed` that keys its draws (SkeletonModule), the seed of (seed,
     round, client) stands in its place during the fit.
     options: of Lightning's Trainer (one epoch by default). time_limit: seconds, None for no limit.
+    Raises InputError for options that would give a client a logger or more than one device.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Client:
         time_limit: float | None = None,
         options: dict | None = None,
     ):
+        check_options(options or {})
         self._module, self._adapter, self._data = module, adapter, data
         self._terms, self._device, self._time_limit = list(terms), device, time_limit
         self._options = {"max_epochs": 1} | (options or {})

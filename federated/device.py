@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import SingleDeviceStrategy
 
+from datamodules.errors import InputError
+
 
 class ResidentDevice(SingleDeviceStrategy):
     """Lightning's single device, but the module is not carried back to the CPU after each fit."""
@@ -17,18 +19,26 @@ class ResidentDevice(SingleDeviceStrategy):
         self.precision_plugin.teardown()
 
 
+def check_options(options: dict) -> None:
+    """Raises InputError where options of Lightning's Trainer would take a client off its one quiet device."""
+    fixed = {"accelerator", "devices", "strategy", "num_nodes", "logger", "callbacks", "enable_checkpointing"}
+    if taken := sorted(fixed & options.keys()):
+        found = ", ".join(taken)
+        raise InputError(f"federation: expected trainer options without {found}: a client has one device and no logger")
+
+
 def trainer(device: str, callbacks: list[pl.Callback], **options) -> pl.Trainer:
     """A short-lived trainer that logs, saves and prints nothing.
 
-    device: a torch device ("cpu", "cuda:0"), or "auto": the first GPU if there is one. options: any other argument of
-    Lightning's Trainer; with a `strategy` and `devices` of its own (DDP inside a client) `device` is not looked at.
+    device: a torch device ("cpu", "cuda:0"), or "auto": the first GPU if there is one. options: other arguments of
+    Lightning's Trainer.
     """
-    if "strategy" not in options:
-        place = torch.device(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        devices = 1 if place.type == "cpu" else [place.index or 0]
-        options |= {"accelerator": place.type, "devices": devices, "strategy": ResidentDevice(place)}
+    place = torch.device(("cuda:0" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     return pl.Trainer(
         callbacks=callbacks,
+        accelerator=place.type,
+        devices=1 if place.type == "cpu" else [place.index or 0],
+        strategy=ResidentDevice(place),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -301,6 +301,46 @@ def test_an_evaluation_leaves_no_trace_in_training():
     assert same(often.models["global"], once.models["global"])
 
 
+class LowRank(Toy):
+    """The toy with a LoRA pair under PEFT's names on its first layer, all else frozen."""
+
+    def __init__(self):
+        super().__init__(dropout=0.0)
+        self.requires_grad_(False)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(4, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 4, bias=False)})
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return super().training_step((x + self.lora_B["default"](self.lora_A["default"](x)), y), batch_idx)
+
+
+def test_the_gap_of_averaged_lora_factors_is_recorded():
+    def gap(pieces, **options):
+        result = federation(LowRank(), pieces, **options).run()
+        return result.records[0]["lora_gap"], result.models["global"]
+
+    several, alone = gap(shares(4))[0], gap(EVERYTHING)[0]
+    assert several > 1e-6 and alone < 1e-12
+    (untracked, without), (_, tracked) = gap(shares(4), track_gap=False), gap(shares(4))
+    assert untracked is None and same(without, tracked) and "lora_A.weight" in tracked
+    assert federation().run().records[0]["lora_gap"] is None
+
+
+def test_the_module_stays_where_it_is_between_clients():
+    class Anchored(Toy):
+        def cpu(self):
+            raise AssertionError("Lightning carries a module back to the CPU after each fit")
+
+    record = federation(Anchored()).run().records[0]
+    assert not any("error" in outcome for outcome in record["outcomes"])
+
+
+def test_a_client_has_one_device():
+    with pytest.raises(InputError, match="without devices, strategy"):
+        federation(client={"options": {"strategy": "ddp", "devices": 2}})
+
+
 def test_empty_clients_are_refused():
     with pytest.raises(InputError, match="samples for client 1, found none"):
         PartitionedData(dataset(), [np.arange(3), np.arange(0)], batch_size=2)

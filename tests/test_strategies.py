@@ -111,7 +111,7 @@ def test_local_exchanges_nothing_and_one_shot_averages():
 
 
 def fold(order, states, drop=()):
-    mean = OrderedMean(states)
+    mean = OrderedMean(list(order))
     for client in order:
         mean.drop(client) if client in drop else mean.add(client, states[client], client + 1)
     return mean
