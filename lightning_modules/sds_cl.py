@@ -69,13 +69,23 @@ class SDSCL(TwoStreamModule):
 
     def terms(self, joint: Squeezed, motion: Squeezed) -> dict[str, Tensor]:
         """{"stl", "tsl", "gl"}, all of weight 1; the negatives of GL are the clips of all processes."""
-        frames = (joint.intra_frames, motion.intra_frames, joint.inter_frames, motion.inter_frames)
-        joints = (joint.intra_joints, motion.intra_joints, joint.inter_joints, motion.inter_joints)
-        clips = (self.gathered(self.global_head(stream.clip)) for stream in (joint, motion))
+        head, global_head, temperature = self.head, self.global_head, self.temperature
         return {
-            "stl": stl(*map(self.head, frames), temperature=self.temperature),
-            "tsl": tsl(*map(self.head, joints), temperature=self.temperature),
-            "gl": gl(*clips, temperature=self.temperature),
+            "stl": stl(
+                head(joint.intra_frames),
+                head(motion.intra_frames),
+                head(joint.inter_frames),
+                head(motion.inter_frames),
+                temperature,
+            ),
+            "tsl": tsl(
+                head(joint.intra_joints),
+                head(motion.intra_joints),
+                head(joint.inter_joints),
+                head(motion.inter_joints),
+                temperature,
+            ),
+            "gl": gl(self.gathered(global_head(joint.clip)), self.gathered(global_head(motion.clip)), temperature),
         }
 
     def objective(self, batch: SkeletonBatch) -> dict[str, Tensor]:

@@ -177,3 +177,8 @@ def test_clips_of_another_skeleton_or_length_are_refused_in_one_line(shape):
     with pytest.raises(InputError, match=r"built for .*\(3, 12, 25\).*clips have") as refusal:
         DSTANet("ntu25", LAYERS, 2, num_frames=12)(torch.zeros(shape))
     assert "\n" not in str(refusal.value)
+
+
+def test_blocks_whose_widths_do_not_follow_one_another_are_refused():
+    with pytest.raises(InputError, match=r"found \[8, 16, 4, 1\] after \[8, 4, 4, 1\]"):
+        DSTANet("ntu25", [[8, 4, 4, 1], [8, 16, 4, 1]], 2)

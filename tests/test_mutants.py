@@ -33,6 +33,7 @@ ENCODER = [
     Mutant("queries and keys interleaved by subset", SubsetAttention, "maps",
            "reshape(batch, 2, self.subsets, self.inner * length, positions)",
            "reshape(batch, self.subsets, 2, self.inner * length, positions).transpose(1, 2)"),
+    Mutant("subsets side by side inside a channel", SubsetAttention, "forward", "->bsclv", "->bcslv"),
     Mutant("code in halves", dsta, "positional_code", "torch.stack([angle.sin(), angle.cos()], dim=1).flatten(0, 1)",
            "torch.cat([angle.sin(), angle.cos()])"),
     Mutant("code with another rate", dsta, "positional_code", "(-even / channels)", "(-even / (channels - 2))"),
@@ -86,9 +87,10 @@ LOSSES = [
            "right = torch.cat([intra_motion, inter_motion, inter_joint, inter_motion])",
            "right = torch.cat([intra_motion, inter_joint, inter_motion, inter_motion])"),
     Mutant("mean of the pairings", tsl, "paired_nt_xent", "4 * nt_xent", "nt_xent"),
-    Mutant("STL without the head", SDSCL, "terms", "stl(*map(self.head, frames)", "stl(*frames"),
-    Mutant("GL of the stream with itself", SDSCL, "terms", "for stream in (joint, motion))",
-           "for stream in (joint, joint))"),
+    Mutant("STL without the head", SDSCL, "terms", "head(joint.intra_frames)", "joint.intra_frames"),
+    Mutant("joints of the other stream", SDSCL, "terms", "head(motion.inter_joints)",
+           "head(joint.inter_joints)"),
+    Mutant("GL of the stream with itself", SDSCL, "terms", "global_head(motion.clip)", "global_head(joint.clip)"),
 ]  # fmt: skip
 
 SAMPLING = [

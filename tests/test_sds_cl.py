@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from datamodules.batch import SkeletonBatch
+from datamodules.errors import InputError
 from datamodules.randomness import generator
 from lightning_modules.attention.siia import SIIA, attend
 from lightning_modules.base import Place
@@ -110,6 +111,11 @@ def test_siia_returns_the_maps_it_attends_with():
         out = nn.functional.leaky_relu(x + attention.feed_forward(attended.flatten(0, 1)[None]), 0.1)
         got = getattr(siia(own, other), name)
         torch.testing.assert_close(got if axis == "spatial" else got.transpose(2, 3), out, rtol=1e-4, atol=1e-6)
+
+
+def test_heads_that_do_not_divide_the_channels_are_refused():
+    with pytest.raises(InputError, match="3 heads and 16 channels"):
+        SIIA(16, heads=3)
 
 
 def test_the_objective_has_three_terms_and_joint_and_motion_are_drawn_apart():

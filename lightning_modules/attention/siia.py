@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
 from lightning_modules.layers import conv, conv_bn, leaky
 
 
@@ -87,10 +88,16 @@ class SIIA(nn.Module):
 
     heads: S, published the backbone's subsets. A stream is called with the other one beside it, so that batch
     statistics are per stream; a result is named after the stream of its queries.
+    Raises InputError if the heads do not divide the channels.
     """
 
     def __init__(self, channels: int, heads: int):
         super().__init__()
+        if channels % heads:
+            raise InputError(
+                f"expected attention heads that divide the channels, found {heads} heads and {channels} channels; "
+                "change the encoder's subsets or its last width"
+            )
         self.intra_spatial = IntraAttention(channels, heads)
         self.intra_temporal = IntraAttention(channels, heads)
         self.inter_spatial = InterAttention(channels, heads)
