@@ -8,6 +8,7 @@ from goldens import BOUND
 from goldens_a2mc import ctr_gcn_errors
 from torch import nn
 
+from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES
 from lightning_modules.encoders.ctr_gcn import CTRGCN, GraphUnit, TemporalUnit, normalised_graph
 
@@ -124,3 +125,9 @@ def test_bodies_of_a_clip_lie_side_by_side():
     changed[1, ..., 0] += 1
     differs = (network(x) != network(changed)).flatten(1).any(1)
     assert differs.tolist() == [False, False, True, False]
+
+
+@pytest.mark.parametrize("width", [4, 10])
+def test_a_width_without_quarters_or_eighths_is_refused(width):
+    with pytest.raises(InputError, match=f"divides by 4, found {width}"):
+        CTRGCN("ntu25", width)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES, SkeletonTopology
 
 SMALLEST_RELATION_WIDTH = 8  # published for raw coordinates, whose three axes an eighth would leave empty
@@ -109,11 +110,16 @@ class CTRGCNLayer(nn.Module):
 class CTRGCN(nn.Module):
     """Layers of widths in_channels - width - 4 width - width (A2MC, released code: 3-64-256-64).
 
-    Parameters carry the names of the released code, so that its checkpoints need no table.
+    Parameters carry the names of the released code, so that its checkpoints need no table. Raises InputError for a
+    width whose quarters or eighths vanish.
     """
 
     def __init__(self, topology: str, width: int = 64, num_bodies: int = 2, in_channels: int = 3):
         super().__init__()
+        if width < 8 or width % 4:
+            raise InputError(
+                f"expected a CTR-GCN width that is at least 8 and divides by 4, found {width}: choose another"
+            )
         skeleton = TOPOLOGIES[topology]
         graph = normalised_graph(skeleton)
         self.data_bn = nn.BatchNorm1d(num_bodies * skeleton.num_joints * in_channels)
