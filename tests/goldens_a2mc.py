@@ -2,17 +2,20 @@
 
 import numpy as np
 import torch
-from goldens import errors, read
+from goldens import error, errors, read
 from torch import Tensor, nn
 
 from datamodules.topology import NTU25
 from datamodules.transforms.spatial import Flip, Rotate, Shear, SpatialMask, TemporalMask
 from datamodules.transforms.streams import bone, motion
+from datamodules.transforms.views import CroppedView
+from lightning_modules.contrast import cross_level
 from lightning_modules.contrast.adversarial_bank import AdversarialBank
 from lightning_modules.contrast.attack import Attack
-from lightning_modules.contrast.cross_level import PAIRS, cross_level
+from lightning_modules.contrast.cross_level import PAIRS
 from lightning_modules.contrast.mixer import LinearMixer
-from lightning_modules.encoders.ctr_gcn import CTRGCN, normalised_graph
+from lightning_modules.encoders import ctr_gcn
+from lightning_modules.encoders.ctr_gcn import CTRGCN
 from lightning_modules.encoders.hierarchical import LEVELS, HierarchicalEncoder, Projected, ProjectedEncoder
 from lightning_modules.losses.perceptual import PERCEPTUAL
 
@@ -39,7 +42,7 @@ def all_compared(
 
 def ctr_gcn_errors() -> dict[str, float]:
     golden = read("ctr_gcn")
-    found = {"out/initial_graph": normalised_graph(NTU25).double()}
+    found = {"out/initial_graph": ctr_gcn.normalised_graph(NTU25).double()}
     for mode in ("eval", "train"):
         network = CTRGCN("ntu25", width=12).double().train(mode == "train")
         load(network, golden)
@@ -71,7 +74,7 @@ def mixing_errors() -> dict[str, float]:
     for level, bank in banks.items():
         bank.load_state_dict({name: torch.from_numpy(golden[f"in/{key}_{level}"]) for name, key in BANK.items()})
     empty = torch.zeros(0)
-    pairs = cross_level(
+    pairs = cross_level.cross_level(
         Projected(empty, **queries), Projected(empty, **keys), {level: bank.directions for level, bank in banks.items()}
     )
     found = {
@@ -119,6 +122,24 @@ def attack_faults() -> dict[str, int]:
 
 
 ALLOWED = {name: 3 if "iter3" in name else 0 for name in ATTACKS}
+
+
+def view_errors() -> dict[str, float]:
+    """Crops of a batch of two equal clips through the view, none of which may be left uncropped."""
+    golden, found = read("augmentations"), {}
+    view = CroppedView("ntu25", augmentations=())
+    crops = {
+        "crop_resize_frames90_scale0.7_start3": ("in/x90", 90, 64, 3),
+        "crop_resize_frames120_length97_start5": ("in/x130", 120, 97, 5),
+    }
+    for name, (source, frames, length, start) in crops.items():
+        clips, num_frames = torch.from_numpy(golden[source])[None].repeat(2, 1, 1, 1, 1), torch.tensor([frames] * 2)
+        share = torch.full((2,), (length + 0.5) / frames, dtype=torch.float64)
+        place = torch.full((2,), (start + 0.5) / (frames - length + 1), dtype=torch.float64)
+        views = view.apply(clips, {"crop": {"share": share, "place": place}, "augment": ()}, num_frames)
+        found |= {f"{row} {name}": error(clip, golden[f"out/{name}"]) for row, clip in enumerate(views)}
+    centre = view.apply(torch.from_numpy(golden["in/x90"])[None], None, torch.tensor([90]))
+    return found | {"centre": error(centre[0], golden["out/center_crop_0.95"])}
 
 
 def augmentation_errors() -> dict[str, float]:

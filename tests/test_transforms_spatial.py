@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from goldens import BOUND
-from goldens_a2mc import augmentation_errors
+from goldens_a2mc import augmentation_errors, view_errors
 
 from datamodules.errors import InputError
 from datamodules.randomness import generator, take_rows
@@ -26,8 +26,8 @@ def certain(augmentation_class, **settings):
     return augmentation_class(probability=1.0, **settings)
 
 
-def test_every_augmentation_equals_the_released_code():
-    found = augmentation_errors()
+def test_every_augmentation_and_crop_equals_the_released_code():
+    found = augmentation_errors() | view_errors()
     assert max(found.values()) < BOUND, max(found.items(), key=lambda item: item[1])
 
 
