@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint bench constraints clean reproduce-ntu60 reproduce-ucla report
+.PHONY: help install test test-all lint constraints clean reproduce-ntu60 reproduce-ucla
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -45,12 +45,29 @@ clean: ## remove what runs have written (outputs/, reports/), not .venv
 	rm -rf outputs reports
 
 # --- tables ---------------------------------------------------------------------------------------------------------
-# Raw folder given: the published sizes on it. Not given: the embedded miniature at miniature sizes.
-# `scale=mini|cpu|published` and any override through ARGS="seed=2 ..." hold for either; `full=true` adds the rest.
+# With a raw folder: published sizes on it. Without: the embedded miniature at miniature sizes.
+# scale=published|cpu|mini overrides the size, full=true adds the other splits and label fractions, and
+# ARGS="seed=2 trainer.accelerator=gpu" is handed to every training and evaluation.
+comma := ,
 full ?= false
 ARGS ?=
+sizes = scale=$(or $(scale),$(if $(1),published,mini)) $(if $(1),raw='$(1)')
 
-NTU60_RAW ?=
-NTU60 := data=ntu60 $(if $(NTU60_RAW),raw=$(NTU60_RAW))
-NTU60_SCALE := scale=$(or $(scale),$(if $(NTU60_RAW),published,mini))
-NTU60_TABLE := ntu60/sds_cl_xsub$(if $(filter true,$(full)),$(,)ntu60/sds_cl_xview)
+NTU60_EXPERIMENTS := ntu60/sds_cl_xsub$(if $(filter true,$(full)),$(comma)ntu60/sds_cl_xview)
+NTU60_FRACTIONS := 0.1$(if $(filter true,$(full)),$(comma)0.05$(comma)0.2$(comma)0.4)
+
+reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, pre-train, evaluate, report [NTU60_RAW=folder full=true scale=...]
+	$(BIN)/python prepare.py data=ntu60 $(if $(NTU60_RAW),raw='$(NTU60_RAW)')
+	$(BIN)/python train.py -m experiment=$(NTU60_EXPERIMENTS) $(call sizes,$(NTU60_RAW)) $(ARGS)
+	$(BIN)/python eval.py -m experiment=$(NTU60_EXPERIMENTS) protocol=knn,linear $(call sizes,$(NTU60_RAW)) $(ARGS)
+	$(BIN)/python eval.py -m experiment=$(NTU60_EXPERIMENTS) protocol=semi protocol.fraction=$(NTU60_FRACTIONS) $(call sizes,$(NTU60_RAW)) $(ARGS)
+	$(BIN)/python report.py name=ntu60
+
+UCLA_FRACTIONS := 0.05,0.15,0.3,0.4
+
+reproduce-ucla: $(STAMP) ## NW-UCLA: the same chain [UCLA_RAW=folder scale=cpu]
+	$(BIN)/python prepare.py data=ucla $(if $(UCLA_RAW),raw='$(UCLA_RAW)')
+	$(BIN)/python train.py experiment=ucla/sds_cl $(call sizes,$(UCLA_RAW)) $(ARGS)
+	$(BIN)/python eval.py -m experiment=ucla/sds_cl protocol=knn,linear $(call sizes,$(UCLA_RAW)) $(ARGS)
+	$(BIN)/python eval.py -m experiment=ucla/sds_cl protocol=semi protocol.fraction=$(UCLA_FRACTIONS) $(call sizes,$(UCLA_RAW)) $(ARGS)
+	$(BIN)/python report.py name=ucla

@@ -1,10 +1,20 @@
-"""One line an epoch where the output is a file or a pipe; a terminal gets Lightning's rich bar instead."""
+"""Progress: rich bars in a terminal, one line an epoch where the output is a file or a pipe."""
 
 import sys
 import time
+from collections.abc import Iterable
+from typing import TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+from rich.progress import track
+
+Item = TypeVar("Item")
+
+
+def shown(items: Iterable[Item], title: str) -> Iterable[Item]:
+    """The items, with a bar that vanishes at the end if the output is a terminal."""
+    return track(items, description=title, transient=True) if sys.stdout.isatty() else items
 
 
 class EpochLines(pl.Callback):

@@ -5,13 +5,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from rich.progress import track
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from datamodules.batch import SkeletonBatch
 from datamodules.transforms.temporal import SampleFrames
+from lightning_modules.callbacks.progress import shown
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def embed(
 ) -> Embedding:
     """Apply `function` (batch -> (N, D)) to every batch of an ordered loader, with progress."""
     parts = []
-    for batch in track(loader, description=title, transient=True):
+    for batch in shown(loader, title):
         vectors = function(SkeletonBatch(*(part.to(device) for part in batch)))
         parts.append((vectors.float().cpu(), batch.labels, batch.ids))
     return Embedding(*(torch.cat(column) for column in zip(*parts, strict=True)))

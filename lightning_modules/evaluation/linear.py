@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.randomness import generator
+from lightning_modules.callbacks.progress import shown
 from lightning_modules.evaluation.embedding import Embedding
 from lightning_modules.evaluation.subject import Subject
 from lightning_modules.schedules import Schedule
@@ -58,7 +58,7 @@ class LinearProbe:
         optimizer = torch.optim.SGD(layer.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
         scores = []
-        for _ in track(range(self.epochs), description="linear probe", transient=True):
+        for _ in shown(range(self.epochs), "linear probe"):
             for rows in torch.randperm(len(inputs), generator=source).split(self.batch_size):
                 optimizer.zero_grad()
                 functional.cross_entropy(layer(inputs[rows]), train.labels[rows]).backward()
