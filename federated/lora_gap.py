@@ -1,5 +1,7 @@
 """How far the mean of LoRA products is from the product of the means: averages of A and of B are not that of BA."""
 
+from collections.abc import Collection
+
 import torch
 
 from federated.state import State
@@ -7,7 +9,7 @@ from federated.state import State
 PRODUCT = "BA/"
 
 
-def pairs(names) -> list[tuple[str, str]]:
+def pairs(names: Collection[str]) -> list[tuple[str, str]]:
     """(A, B) names of every linear LoRA pair among canonical names."""
     found = [(name, name.replace("lora_A", "lora_B")) for name in names if name.endswith("lora_A.weight")]
     return [(a, b) for a, b in found if b in names]

@@ -6,7 +6,7 @@ optimiser step, after accumulation and reduction and before clipping, it equals 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -49,7 +49,7 @@ class FedProx:
 
     name: ClassVar[str] = "fedprox"
 
-    def regularised(self, names) -> list[str]:
+    def regularised(self, names: Iterable[str]) -> list[str]:
         """Which of the trained parameters the term holds back."""
         layers = {name: layer_of(name) for name in names}
         depth = 1 + max((layer for layer in layers.values() if layer is not None), default=0)

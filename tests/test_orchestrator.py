@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from datamodules.partition import ByAttribute
 from datamodules.skeleton import Clips
 from federated.adapter import Adapter
-from federated.client import ClientTask
+from federated.client import ClientFailure, ClientTask
 from federated.data import PartitionedData
 from federated.orchestrator import TooManyFailuresError
 from federated.schedule import CosineRate, SampleClients
@@ -26,6 +26,7 @@ from federated.strategies.fedadam import FedAdam
 from federated.strategies.fedavg import FedAvg
 from federated.strategies.fedavgm import FedAvgM
 from federated.strategies.local import Local
+from federated.strategies.one_shot import OneShot
 
 EVERYTHING = [np.arange(60)]
 
@@ -64,6 +65,17 @@ def test_equal_clients_are_as_one(strategy):
     # Delta = mean - theta in float64 may differ in its last bit; the weighted mean of equal float32 numbers may not.
     assert all(torch.allclose(one[name], three[name], rtol=1e-6, atol=0) for name in one)
     assert strategy != FedAvg() or same(one, three)
+
+
+def test_the_global_state_is_the_mean_by_samples_or_the_plain_one():
+    orchestrator = federation()
+    state = orchestrator.adapter.extract()
+    updates = [orchestrator.engine._client.run(ClientTask(0, client, state, 1.0, 3)) for client in range(4)]
+    samples = torch.tensor([22.0, 14.0, 13.0, 11.0], dtype=torch.float64)
+    found = torch.stack([update.state["net.4.weight"].double() for update in updates])
+    for strategy, weights in ((FedAvg(), samples / 60), (OneShot(), torch.full((4,), 0.25, dtype=torch.float64))):
+        result = federation(strategy=strategy).run().models["global"]["net.4.weight"]
+        assert torch.allclose(result.double(), torch.einsum("k,kij->ij", weights, found), rtol=1e-6)
 
 
 class Shuffled:
@@ -183,9 +195,11 @@ FAILURES = {
 
 @pytest.mark.parametrize("how", FAILURES)
 def test_a_failed_client_is_a_value_and_the_mean_renormalises(how):
-    broken = federation(data=Breaking(how), rounds=2)
-    result = broken.run()
+    broken = federation(data=Breaking(how))
     error, message = FAILURES[how]
+    outcome = broken.engine._client.run(ClientTask(0, 1, broken.adapter.extract(), 1.0, 3))
+    assert isinstance(outcome, ClientFailure) and outcome.error == error
+    result = federation(data=Breaking(how), rounds=2).run()
     for record in result.records:
         failed = record["outcomes"][1]
         assert failed["client"] == 1 and failed["error"] == error and message in failed["message"]
