@@ -64,7 +64,7 @@ class Run:
         title = config["data"]["title"]
         return records.Record(
             experiment=f"{config['data']['name']}/{config['name']}",
-            config=config,
+            config={name: value for name, value in config.items() if name not in identity.LOCATIONS},
             data={
                 "name": f"miniature, not {title}" if data.miniature else title,
                 "fingerprint": data.fingerprint,
@@ -126,7 +126,7 @@ def main(config: DictConfig) -> dict:
         experiment=f"{config.data.name}/{config.name}",
         job_type="train",
         tags=[config.name, config.data.name, config.data.split],
-        config=run.config,
+        config=identity.stripped(run.config),
         **config.logger,
     ) as sinks:
         history = fit(run.module(), run.data, run.folder, run.config["trainer"], config.seed, title, sinks, hooks)

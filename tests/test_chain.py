@@ -84,7 +84,9 @@ def test_launching_twice_finds_the_result(prepared, capsys):
 def test_evaluation_settings_do_not_change_which_run_is_meant(prepared):
     root, raw, _ = prepared
     plain = train.Run.of(small("train", root, raw))
-    assert train.Run.of(small("eval", root, raw, "protocol=linear", "linear.lr=7", "finetune.epochs=9")).key == plain.key
+    assert (
+        train.Run.of(small("eval", root, raw, "protocol=linear", "linear.lr=7", "finetune.epochs=9")).key == plain.key
+    )
     assert train.Run.of(small("train", root, raw, "method.temperature=0.2")).key != plain.key
     assert train.Run.of(small("train", root, raw, "seed=2")).key != plain.key
 
@@ -118,4 +120,6 @@ def test_a_semi_supervised_method_records_its_share_of_labels(prepared):
     overrides += ["trainer.max_epochs=2", "trainer.accelerator=cpu", "experiment=ntu60/psp_xsub", f"raw={raw}"]
     train.main.run(config("train", root, *overrides))
     (row,) = records.find(root / "records", kind="semi", method="psp")
-    assert row.setting == "40 % of the labels" and row.metrics["labels"] == 10 and row.best["top1"] >= row.metrics["top1"]
+    assert (
+        row.setting == "40 % of the labels" and row.metrics["labels"] == 10 and row.best["top1"] >= row.metrics["top1"]
+    )
