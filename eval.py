@@ -5,12 +5,14 @@ Beside the trained network always stand the same network at random initialisatio
 
 import hashlib
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import InputError
+from lightning_modules.base import SkeletonModule
 from lightning_modules.evaluation.subject import Subject
 from tracking import identity, records
 from tracking.build import build
@@ -21,7 +23,7 @@ from train import Run, announce, make_data, share
 def subjects(config: DictConfig, run: Run, checkpoint: Path) -> list[Subject]:
     """The rows of an evaluation."""
     weights = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    sources = {
+    sources: dict[str, tuple[str, Callable[[], SkeletonModule] | None]] = {
         "": (weights, partial(run.trained, checkpoint)),
         "random initialisation": (f"random {run.key}", run.module),
         "coordinates": ("coordinates", None),
@@ -44,7 +46,9 @@ def subjects(config: DictConfig, run: Run, checkpoint: Path) -> list[Subject]:
 def measure(config: DictConfig, run: Run, subject: Subject) -> records.Record:
     """One subject under one protocol: found among the records, or measured and recorded."""
     folder = Path(config.paths.records)
-    own = OmegaConf.masked_copy(config, [name for name in config if name not in ("scale", "knn_every", "experiment")])
+    own = OmegaConf.masked_copy(
+        config, [str(name) for name in config if name not in ("scale", "knn_every", "experiment")]
+    )
     key = identity.run_key(own, run.data.fingerprint, subject.key)
     kind = config.protocol.name
     found = records.find(folder, key=key, kind=kind, variant=subject.name)

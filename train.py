@@ -4,7 +4,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -37,10 +37,9 @@ class Run:
     def of(cls, config: DictConfig) -> "Run":
         """The run that these settings describe."""
         data = make_data(config)
-        trained = OmegaConf.masked_copy(config, [name for name in config if name not in NOT_TRAINED])
+        trained = OmegaConf.masked_copy(config, [str(name) for name in config if name not in NOT_TRAINED])
         key = identity.run_key(trained, data.fingerprint)
-        settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        return cls(settings, data, key, Path(config.paths.runs) / f"{config.data.name}-{config.name}-{key[:12]}")
+        return cls(plain(config), data, key, Path(config.paths.runs) / f"{config.data.name}-{config.name}-{key[:12]}")
 
     @property
     def checkpoint(self) -> Path:
@@ -75,6 +74,11 @@ class Run:
             seeds={"seed": config["seed"]},
             **({"method": config["name"]} | facts),
         )
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain containers."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
 
 
 def make_data(config: DictConfig, **options) -> SkeletonDataModule:
@@ -136,14 +140,13 @@ def main(config: DictConfig) -> dict:
     )
     path = records.write(record, Path(config.paths.records))
     if run.data.labelled is not None:
-        records.write(labelled_result(run, record), Path(config.paths.records))
+        records.write(labelled_result(run, run.data.labelled.fraction, record), Path(config.paths.records))
     print(f"trained: {run.folder}, record {path}")
     return {"key": run.key, "folder": str(run.folder), **record.metrics}
 
 
-def labelled_result(run: Run, trained: records.Record) -> records.Record:
+def labelled_result(run: Run, fraction: float, trained: records.Record) -> records.Record:
     """The accuracy of a one-stage semi-supervised method, as a row beside fine-tuning on the same share of labels."""
-    fraction = run.data.labelled.fraction
     return run.record(
         kind="semi",
         key=run.key,

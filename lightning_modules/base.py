@@ -36,11 +36,13 @@ class SkeletonModule(pl.LightningModule):
 
     - `objective(batch)`: named tensors, without side effects. Those of dimension 0 are the loss terms, already
       weighted, and the loss is their sum; the others are handed, detached, to `after_step`.
-    - `features(batch)`: (N, S, D), S parallel streams of the clip (1 for most methods), differentiable. `embed`
-      concatenates them, a classifier adds its scores over them.
+    - `features(batch)`: (N, S, D), S parallel streams of the clip (1 for most methods), differentiable, and D as
+      `feature_width`. `embed` concatenates the streams, a classifier adds its scores over them.
     - `after_step(outputs)` where it keeps state (bank, key encoder): without gradient, once an optimiser step, with
       the outputs of the last batch of the step.
     """
+
+    feature_width: int
 
     def __init__(self, optimizer, schedule: Schedule, seed: int):
         super().__init__()

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -24,7 +25,7 @@ def fit(
     seed: int,
     title: str,
     loggers: list | bool = False,
-    callbacks: list[pl.Callback] | None = None,
+    callbacks: Sequence[pl.Callback] = (),
 ) -> History:
     """Train until `trainer["max_epochs"]`, writing `folder/last.ckpt` after every epoch (atomically, weights included).
 
@@ -39,7 +40,7 @@ def fit(
         dirpath=folder, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
     # History comes before the checkpoint, so that the file holds the epoch it describes.
-    hooks = [*(callbacks or []), bar, StepSeed(seed), history, checkpoint]
+    hooks = [*callbacks, bar, StepSeed(seed), history, checkpoint]
     runner = pl.Trainer(
         **trainer,
         logger=loggers,

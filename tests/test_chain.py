@@ -1,4 +1,4 @@
-"""The chain a user types, on a miniature of the miniature: prepare, train, evaluate, report; and what it must refuse."""
+"""The chain a user types, on a tiny miniature: prepare, train, evaluate, report; and what it must refuse."""
 
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def prepared(tmp_path_factory):
 
 
 def test_preparation_counts_what_it_rejects(prepared):
-    _, raw, summary = prepared
+    _, _, summary = prepared
     assert summary["clips"] == 60 and summary["rejected"] == len(skeletons.kinect_text.BROKEN) > 0
 
 

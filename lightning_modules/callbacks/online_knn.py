@@ -4,7 +4,9 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules.randomness import generator
-from lightning_modules.evaluation.embedding import embed
+from datamodules.skeleton import SkeletonDataModule
+from lightning_modules.base import SkeletonModule
+from lightning_modules.evaluation.embedding import Embedding, embed
 from lightning_modules.evaluation.knn import neighbours
 
 
@@ -18,7 +20,7 @@ class OnlineKNN(pl.Callback):
     def __init__(self, every: int = 5, clips: int = 2000, seed: int = 1):
         self.every, self.clips, self.seed = every, clips, seed
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: SkeletonModule) -> None:  # type: ignore[override]
         done = trainer.current_epoch + 1
         if done % self.every and done != trainer.max_epochs:
             return
@@ -28,10 +30,11 @@ class OnlineKNN(pl.Callback):
         nearest = neighbours(train.vectors, test.vectors, 1, "cosine")[:, 0]
         module.log("test/knn1", 100 * (train.labels[nearest] == test.labels).float().mean().to(module.device))
 
-    def _embed(self, trainer: pl.Trainer, module: pl.LightningModule, side: str):
-        rows = trainer.datamodule.rows[side]
+    def _embed(self, trainer: pl.Trainer, module: SkeletonModule, side: str) -> Embedding:
+        data: SkeletonDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        rows = data.rows[side]
         if len(rows) > self.clips:
             rows = rows[
                 torch.randperm(len(rows), generator=generator(self.seed, 0))[: self.clips].sort().values.numpy()
             ]
-        return embed(module.embed, trainer.datamodule.in_order(rows), module.device, f"online k-NN, {side}")
+        return embed(module.embed, data.in_order(rows), module.device, f"online k-NN, {side}")

@@ -30,15 +30,15 @@ class EpochLines(pl.Callback):
         self._first = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        now, done = time.monotonic(), trainer.current_epoch + 1
-        if not trainer.is_global_zero or (now - self._printed < self.seconds and done < trainer.max_epochs):
+        now, done, total = time.monotonic(), trainer.current_epoch + 1, trainer.max_epochs or 0
+        if not trainer.is_global_zero or (now - self._printed < self.seconds and done < total):
             return
         self._printed = now
-        left = (now - self._start) / (done - self._first) * (trainer.max_epochs - done)
+        left = (now - self._start) / (done - self._first) * (total - done)
         metrics = "  ".join(
             f"{name.split('/')[-1]} {float(value):.3f}" for name, value in trainer.callback_metrics.items()
         )
-        print(f"{self.title}: epoch {done}/{trainer.max_epochs}  {metrics}  {left:.0f} s left", flush=True)
+        print(f"{self.title}: epoch {done}/{total}  {metrics}  {left:.0f} s left", flush=True)
 
 
 def progress(title: str) -> pl.Callback:
