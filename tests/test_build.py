@@ -78,6 +78,11 @@ def test_keyword_arguments_win_and_are_handed_over_as_they_are(shop):
     assert (cart.wheels, cart.name) == (1, "new") and cart.extra[1] is ready
 
 
+def test_what_an_argument_replaces_is_not_built(shop):
+    cart = node("datamodules.shop.Cart", wheels=node("datamodules.shop.Wheel", wrong=1))
+    assert build(cart, wheels=3).wheels == 3
+
+
 @pytest.mark.parametrize("value", [None, 3, "text", [1, [2]], {"a": {"b": [None]}}])
 def test_what_has_no_target_stays_what_it_is(value):
     assert build(value) == value
@@ -148,12 +153,12 @@ def test_everything_else_is_refused_in_one_line(shop, target, nested):
     assert "\n" not in str(caught.value)
 
 
-def test_a_refused_target_is_not_even_imported(tmp_path, monkeypatch):
-    (tmp_path / "bomb_for_test.py").write_text("raise SystemExit('imported')\n")
+@pytest.mark.parametrize("name", ["bomb_for_test", "datamodules_bomb_for_test"])
+def test_a_refused_target_is_not_even_imported(tmp_path, monkeypatch, name):
+    (tmp_path / f"{name}.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UsageError):
-        build(node("bomb_for_test.Thing"))
-    assert "bomb_for_test" not in sys.modules
+        build(node(f"{name}.Thing"))
 
 
 def test_a_function_builds_only_once_registered_and_only_from_our_modules(shop):

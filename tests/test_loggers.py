@@ -2,7 +2,14 @@
 
 import csv
 import json
+import os
 import struct
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -28,9 +35,6 @@ def nobody_logged_in(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home" / "wandb"))
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "home" / "cache"))
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    wandb.teardown()  # it read the environment when it was set up
-    yield
-    wandb.teardown()
 
 
 class Tiny(pl.LightningModule):
@@ -101,8 +105,10 @@ def wandb_file(folder):
 
 
 def contents(folder):
-    wandb.teardown()  # finish() returns before its service has written the last bytes; as at the end of a process
-    messages = list(wandb_file(folder))
+    messages, patience = list(wandb_file(folder)), 300
+    while not any(m.WhichOneof("record_type") == "exit" for m in messages) and patience:
+        time.sleep(0.1)  # finish() returns before W&B's service has written the last bytes
+        messages, patience = list(wandb_file(folder)), patience - 1
     (run,) = [m.run for m in messages if m.WhichOneof("record_type") == "run"]
     config = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in run.config.update}
     history = [
@@ -149,6 +155,16 @@ def test_each_job_of_a_process_has_its_own_finished_run(tmp_path):
         assert run.run_id == (name * 8)[:16] and exits == [0] and len(history) == 1
 
 
+def test_a_job_within_a_job_has_its_own_run(tmp_path):
+    with loggers.make(tmp_path / "outer", **JOB | {"key": "o" * 16}, mode="offline") as outer:
+        with loggers.make(tmp_path / "inner", **JOB | {"key": "i" * 16}, mode="offline") as inner:
+            inner[1].log_metrics({"a": 1.0}, step=0)
+        outer[1].log_metrics({"b": 2.0}, step=0)
+    for name, metric in (("outer", "b"), ("inner", "a")):
+        run, _, history, _ = contents(tmp_path / name)
+        assert run.run_id == name[0] * 16 and [metric in row for row in history] == [True]
+
+
 def test_a_job_that_fails_is_finished_as_failed(tmp_path):
     with pytest.raises(ZeroDivisionError), loggers.make(tmp_path, **JOB, mode="offline"):
         raise ZeroDivisionError
@@ -159,15 +175,51 @@ def test_online_without_a_key_goes_offline_and_says_so(tmp_path, capsys):
     with loggers.make(tmp_path, **JOB, mode="online") as logs:
         logs[1].log_metrics({"a": 1.0}, step=0)
     assert "offline instead of online: no API key" in capsys.readouterr().out
-    assert [row["a"] for row in contents(tmp_path)[2]] == [1.0]
+    run, _, history, _ = contents(tmp_path)
+    assert run.run_id == JOB["key"][:16] and [row["a"] for row in history] == [1.0]
+
+
+def online(folder, **environment) -> str:
+    """What a process of its own (with a W&B service of its own) prints that logs one number online; it must end."""
+    script = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tracking import loggers\n"
+        f"with loggers.make(Path(sys.argv[1]), **{JOB!r}, mode='online') as logs:\n"
+        "    logs[1].log_metrics({'a': 1.0}, step=0)\n"
+    )
+    line = [sys.executable, "-c", script, str(folder)]
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} | environment
+    root = Path(loggers.__file__).parent.parent
+    return subprocess.run(
+        line, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=True
+    ).stdout
 
 
 @pytest.mark.slow
-def test_online_with_a_dead_server_goes_offline_and_says_so(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
-    with loggers.make(tmp_path, **JOB, mode="online") as logs:
-        logs[1].log_metrics({"a": 1.0}, step=0)
-    assert "offline instead of online:" in (out := capsys.readouterr().out) and "127.0.0.1" in out
+def test_online_with_a_dead_server_goes_offline_and_says_so(tmp_path):
+    said = online(tmp_path, WANDB_API_KEY="a" * 40)
+    assert "offline instead of online: http://127.0.0.1:9 does not answer" in said
+    run, _, history, _ = contents(tmp_path)
+    assert run.run_id == JOB["key"][:16] and [row["a"] for row in history] == [1.0]
+
+
+@pytest.mark.slow
+def test_online_with_a_server_that_refuses_goes_offline_and_says_so(tmp_path):
+    class Refusal(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(404)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusal) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        said = online(tmp_path, WANDB_API_KEY="a" * 40, WANDB_BASE_URL=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert "offline instead of online:" in said and "404" in said
     assert [row["a"] for row in contents(tmp_path)[2]] == [1.0]
 
 

@@ -1,6 +1,8 @@
 """Loggers of one job: CSV always, W&B on request, neither ever in the way of the computation."""
 
 import os
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from tracking.errors import UsageError
 
 MODES = ("disabled", "offline", "online")
+PROBE_TIMEOUT = 5.0  # seconds to reach W&B's server at all
 INIT_TIMEOUT = 15.0  # seconds for W&B's server to answer before the run goes offline
 FINISH_TIMEOUT = 60.0  # seconds for the last uploads; what is left stays on disk for `wandb sync`
 TAG_LENGTH = 64  # W&B refuses longer tags
@@ -87,19 +90,34 @@ def _mode(mode: str) -> str:
 def _start(mode: str, settings: dict[str, Any]) -> Any:
     """A W&B run, offline if it cannot be online."""
     if mode == "online":
-        try:
-            if wandb.login(prompt=False):  # asks the server too, for ten seconds at most
+        reason = _why_not_online()
+        if not reason:
+            try:
                 run = _init(settings | {"mode": "online", "resume": "allow"})
                 print(f"W&B: {run.url}")
                 return run
-            reason = "no API key, see `wandb login`"
-        except Exception as error:  # whatever ails the watcher, the computation goes on
-            reason = " ".join(str(error).split())
-        wandb.teardown()  # its service would still hold the run id of this attempt
+            except Exception as error:  # whatever ails the watcher, the computation goes on
+                reason = " ".join(str(error).split())
+                # W&B's service holds the id of the attempt, and taking the service down can hang for ever.
+                settings = settings | {"id": f"{settings['id']}-offline"}
         print(f"W&B: offline instead of online: {reason}")
     run = _init(settings | {"mode": "offline"})
     print(f"W&B: offline; to send the run later: wandb sync {Path(run.dir).parent}")
     return run
+
+
+def _why_not_online() -> str:
+    """Empty if there is a key and the server answers; W&B itself would try a dead server for minutes."""
+    server = wandb.setup(wandb.Settings(silent=True)).settings.base_url  # silent, or login asks the server who we are
+    if not wandb.login(prompt=False, verify=False):
+        return "no API key, see `wandb login`"
+    try:
+        with urllib.request.urlopen(server, timeout=PROBE_TIMEOUT):
+            return ""
+    except urllib.error.HTTPError:
+        return ""  # an answer, if not a kind one
+    except (OSError, ValueError) as error:
+        return f"{server} does not answer ({error})"
 
 
 def _init(settings: dict[str, Any]) -> Any:
