@@ -192,7 +192,7 @@ def online(folder, **environment) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} | environment
     root = Path(loggers.__file__).parent.parent
     return subprocess.run(
-        line, cwd=root, env=environment, capture_output=True, text=True, timeout=120, check=True
+        line, cwd=root, env=environment, capture_output=True, text=True, timeout=500, check=True
     ).stdout
 
 

@@ -222,7 +222,7 @@ def _compared(group: Group, metric: str, published: Published) -> dict[str, str]
     if theirs is None:
         return {"published": NONE_KNOWN}
     ours = mean(r.metrics[metric] for r in group.records if metric in r.metrics)
-    return {"published": number(theirs), "difference": f"{ours - theirs:+.2f}"}
+    return {"published": str(theirs), "difference": f"{ours - theirs:+.2f}"}
 
 
 def _literature(published: Published, beside_miniature: bool) -> Iterable[str]:
@@ -239,7 +239,7 @@ def _literature(published: Published, beside_miniature: bool) -> Iterable[str]:
         splits = list(dict.fromkeys(split for entry in entries for split in entry["values"]))
         lines = []
         for entry in entries:
-            values = {text(published.title(s)): number(entry["values"][s]) for s in splits if s in entry["values"]}
+            values = {text(published.title(s)): str(entry["values"][s]) for s in splits if s in entry["values"]}
             method = ", ".join(filter(None, [published.title(entry["method"]), entry["variant"]]))
             lines.append({"method": text(method), **values, "source": text(published.sources[entry["source"]])})
         yield table(["method", *(text(published.title(s)) for s in splits), "source"], lines)
@@ -252,7 +252,7 @@ def _runs(records: Sequence[Record], numbers: Mapping[int, int], tabled: set[int
     installed = list(dict.fromkeys(", ".join(f"{k} {v}" for k, v in sorted(r.versions.items())) for r in records))
     for record in records:
         data, counts = record.data, ", ".join(f"{value} {name}" for name, value in record.data["counts"].items())
-        counted = [f"{name} {number(record.metrics[name])}" for name in NOT_A_RESULT if name in record.metrics]
+        counted = [f"{name} {record.metrics[name]:g}" for name in NOT_A_RESULT if name in record.metrics]
         versions = ", ".join(f"{k} {v}" for k, v in sorted(record.versions.items()))
         facts = {
             "command": f"<code>{text(record.command)}</code>",
