@@ -6,6 +6,7 @@ Beside the trained network always stand the same network at random initialisatio
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lightning_modules.evaluation.subject import Subject
 from tracking import identity, records
 from tracking.build import build
 from tracking.doors import door
-from train import Run, announce, make_data, share
+from train import Run, announce, make_data, set_aside, share
 
 
 def subjects(config: DictConfig, run: Run, checkpoint: Path) -> list[Subject]:
@@ -33,6 +34,7 @@ def subjects(config: DictConfig, run: Run, checkpoint: Path) -> list[Subject]:
             name=name,
             key=key,
             folder=run.folder / "evaluation" / (name or "trained").replace(" ", "_"),
+            work=run.folder / "evaluation",
             data=run.data,
             num_classes=run.config["data"]["num_classes"],
             trainer=run.config["trainer"],
@@ -54,8 +56,12 @@ def measure(config: DictConfig, run: Run, subject: Subject) -> records.Record:
     found = records.find(folder, key=key, kind=kind, variant=subject.name)
     if found and not config.fresh:
         return found[0]
+    # Under the key of this very result: other settings must not resume what these began.
+    work = run.folder / "evaluation" / f"{kind}-{key[:12]}"
+    if config.fresh:
+        set_aside(work)
     started = time.monotonic()
-    result = build(config.protocol.measure).measure(subject)
+    result = build(config.protocol.measure).measure(replace(subject, work=work))
     best = {"top1": result.pop("best")} if "best" in result else {}
     record = run.record(
         kind=kind,
@@ -64,7 +70,7 @@ def measure(config: DictConfig, run: Run, subject: Subject) -> records.Record:
         best=best,
         variant=subject.name,
         setting=setting(config),
-        parents=[run.key],
+        parents=[] if config.checkpoint else [run.key],
         seconds=time.monotonic() - started,
     )
     records.write(record, folder)

@@ -81,6 +81,15 @@ def test_launching_twice_finds_the_result(prepared, capsys):
     assert len(records.find(root / "records")) == count
 
 
+def test_fine_tuning_with_other_settings_does_not_resume_the_last_one(prepared):
+    root, raw, _ = prepared
+    train.main.run(small("train", root, raw))
+    short = evaluation.main.run(small("eval", root, raw, "protocol=semi"))
+    evaluation.main.run(small("eval", root, raw, "protocol=semi", "finetune.epochs=3", "finetune.optimizer.lr=0.5"))
+    again = evaluation.main.run(small("eval", root, raw, "protocol=semi", "fresh=true"))
+    assert again == short
+
+
 def test_evaluation_settings_do_not_change_which_run_is_meant(prepared):
     root, raw, _ = prepared
     plain = train.Run.of(small("train", root, raw))

@@ -104,7 +104,7 @@ def test_an_embedding_is_computed_once_and_read_afterwards(data, tmp_path):
         return ToyMethod()
 
     def subject(key):
-        return Subject("toy", key, tmp_path, data, 60, trainer={}, make_data=toy_data, make_backbone=backbone)
+        return Subject("toy", key, tmp_path, tmp_path, data, 60, trainer={}, make_data=toy_data, make_backbone=backbone)
 
     first, again = subject("key").embedding("train"), subject("key").embedding("train")
     assert len(calls) == 1 and first.vectors.shape == (33, 16)

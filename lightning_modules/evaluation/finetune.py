@@ -53,6 +53,5 @@ class FineTune:
 
     def _fit(self, classifier: Classifier, data: SkeletonDataModule, subject: Subject) -> History:
         trainer = subject.trainer | {"max_epochs": self.epochs, "check_val_every_n_epoch": self.test_every}
-        folder = subject.folder / f"finetune-{self.fraction:g}"
         title = f"fine-tuning on {100 * self.fraction:g} % of the labels: {subject.name}"
-        return fit(classifier, data, folder, trainer, self.seed, title)
+        return fit(classifier, data, subject.work, trainer, self.seed, title)

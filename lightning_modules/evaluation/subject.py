@@ -19,7 +19,7 @@ class Subject:
 
     name: what the row is called, empty for the trained network.
     key: identity of the weights, under which embeddings are cached.
-    folder: where its embeddings and fine-tuning runs are kept.
+    folder: where its embeddings are kept. work: where one measurement may keep what it needs to resume.
     data: the split to embed. make_data: the same split with other arguments, for training on labels.
     trainer: options of a Lightning Trainer for that.
     make_backbone: a fresh network with the subject's weights, None where there is no network.
@@ -28,6 +28,7 @@ class Subject:
     name: str
     key: str
     folder: Path
+    work: Path
     data: SkeletonDataModule
     num_classes: int
     trainer: dict
