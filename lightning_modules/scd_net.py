@@ -33,8 +33,7 @@ class SCDNet(HierarchicalContrast):
         """The four terms by pair of levels; the keys are handed on to the queues."""
         clips, others = self.views(batch)
         keys = self.encoders.keys(others)
-        # A copy, for the queue changes in place.
-        memory = {level: queue.keys.clone() for level, queue in self.queues.items()}
+        memory = {level: queue.keys for level, queue in self.queues.items()}
         pairs = cross_level(self.encoders.query(clips), keys, memory)
         return contrast_terms(pairs, self.temperature) | handed("key", keys)
 

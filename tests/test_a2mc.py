@@ -340,8 +340,9 @@ def test_banks_climb_with_the_queries_of_every_view(aliased):
         assert torch.allclose(module.banks[level].velocity, expected[level].velocity, atol=1e-5)
 
 
-def test_key_encoder_follows_after_the_optimiser_step():
-    module = full(a2mc(momentum=0.75))
+@pytest.mark.parametrize("make", [lambda: full(a2mc(momentum=0.75)), lambda: scd_net(momentum=0.75)])
+def test_key_encoder_follows_after_the_optimiser_step(make):
+    module = make()
     before = copy.deepcopy(module.encoders.key.state_dict())
     step(module, module.configure_optimizers()["optimizer"], clips(), 0)
     for name, p in module.encoders.query.named_parameters():
