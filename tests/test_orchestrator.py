@@ -302,11 +302,12 @@ def test_buffers_are_averaged_or_stay_with_their_client():
     assert torch.equal(averaged["net.1.running_mean"], mean)
 
 
-def test_few_states_wait_and_evaluation_is_by_round():
+def test_only_the_drawn_clients_are_sent_to_and_evaluation_is_by_round():
     result = federation(rounds=3, pieces=shares(6), sample=SampleClients(2), evaluate=accuracy, evaluate_every=2).run()
     assert [len(record["metrics"]) for record in result.records] == [0, 1, 1]
     chosen = [[outcome["client"] for outcome in record["outcomes"]] for record in result.records]
     assert chosen == [SampleClients(2)(number, 6) for number in range(3)]
+    assert result.records[0]["bytes_down"] == 2 * num_bytes(result.models["global"])
 
 
 def test_an_evaluation_leaves_no_trace_in_training():
