@@ -13,6 +13,9 @@ class AdversarialBank(nn.Module):
     of the bank its predecessor left, as released; otherwise one step along their sum, the gradient of the summed loss.
     """
 
+    weight: Tensor
+    velocity: Tensor
+
     def __init__(
         self,
         dim: int,

@@ -11,6 +11,9 @@ class Queue(nn.Module):
     It starts with K random directions.
     """
 
+    keys: Tensor
+    head: Tensor
+
     def __init__(self, dim: int, size: int):
         super().__init__()
         self.register_buffer("keys", F.normalize(torch.randn(dim, size), dim=0))

@@ -43,7 +43,7 @@ class GraphUnit(nn.Module):
         self.PA = nn.Parameter(graph.clone())
         self.alpha = nn.Parameter(torch.zeros(1))
         self.convs = nn.ModuleList(Refinement(in_channels, out_channels) for _ in graph)
-        self.down = nn.Identity()
+        self.down: nn.Module = nn.Identity()
         if in_channels != out_channels:
             self.down = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
         self.bn = nn.BatchNorm2d(out_channels)
@@ -130,7 +130,7 @@ class CTRGCN(nn.Module):
 
     def _initialise(self) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
                 nn.init.zeros_(module.bias)
         for layer in (self.l1, self.l2, self.l3):
