@@ -16,7 +16,7 @@ from datamodules.readers.ntu_rgbd import NTUReader
 from datamodules.readers.nw_ucla import UCLAReader
 from datamodules.topology import NTU25, UCLA20
 
-SMALL = {"performers": (1, 9, 3), "replications": 1, "frames": (12, 16)}
+SMALL = {"performers": (1, 11), "replications": 1, "frames": (12, 16)}
 ROLES = [role for roles in actions.NTU_ACTIONS.values() for role in roles]
 
 
@@ -82,7 +82,7 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 
 def test_the_reader_takes_every_clip(ntu, samples):
     _, report = ntu
-    assert len(samples) == report["clips"] == 3 * 10 * 3
+    assert len(samples) == report["clips"] == 2 * 10 * 3
     assert report["banner"] == "miniature, not NTU RGB+D"
     assert {str(sample.label + 1) for sample in samples} == set(report["actions"])
     assert {sample.camera for sample in samples} == {1, 2, 3}
@@ -155,7 +155,7 @@ def test_performers_differ_and_are_of_human_size():
 def test_limb_lengths_in_the_files_are_the_performers(samples):
     child, parent = np.array(NTU25.bones).T
     thigh = list(zip(child, parent, strict=True)).index((13, 12))
-    for performer in (1, 9, 3):
+    for performer in (1, 11):
         true = np.linalg.norm(scenes.cast(0, performer)[13])
         measured = [
             np.median(np.linalg.norm(sample.joints[:, 0][:, child] - sample.joints[:, 0][:, parent], axis=-1)[:, thigh])
@@ -190,7 +190,7 @@ def test_camera_1_sees_at_45_degrees_what_another_sees_from_the_front():
     shoulders = np.array([[0.2, 1.4, 0.0], [-0.2, 1.4, 0.0]])
     for number, towards, share in ((1, 3, np.cos(np.pi / 4)), (3, 3, 1.0), (2, 3, 0.0), (2, 2, 1.0)):
         camera = scenes.Camera(scenes.AZIMUTHS[number], height=1.0, distance=3.0, tilt=0.0)
-        turned = shoulders @ kinematics.rotation_y(scenes.AZIMUTHS[towards]).T
+        turned = shoulders @ kinematics.rotation(scenes.AZIMUTHS[towards], axis=1).T
         seen = camera.view(turned)
         assert seen[0, 0] - seen[1, 0] == pytest.approx(0.4 * share, abs=1e-9)
         assert seen[:, 1] == pytest.approx(0.4) and seen[:, 2].mean() == pytest.approx(3.0)

@@ -116,43 +116,27 @@ def performer_offsets(rng: np.random.Generator) -> np.ndarray:
     return offsets * stature * (groups @ NTU25.membership(NTU25.body_groups))[:, None]
 
 
-def _quaternions(degrees: np.ndarray) -> np.ndarray:
-    """(..., 3) angles about x, y, z -> (..., 4) unit quaternions w x y z of the rotation z after x after y."""
-    half = np.deg2rad(degrees) / 2
-    (cx, cy, cz), (sx, sy, sz) = np.moveaxis(np.cos(half), -1, 0), np.moveaxis(np.sin(half), -1, 0)
-    w, x, y, z = cx * cy, sx * cy, cx * sy, sx * sy
-    return np.stack([cz * w - sz * z, cz * x - sz * y, cz * y + sz * x, cz * z + sz * w], axis=-1)
-
-
-def _multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Hamilton product of quaternions (..., 4)."""
-    scalar = a[..., :1] * b[..., :1] - (a[..., 1:] * b[..., 1:]).sum(-1, keepdims=True)
-    vector = a[..., :1] * b[..., 1:] + b[..., :1] * a[..., 1:] + np.cross(a[..., 1:], b[..., 1:])
-    return np.concatenate([scalar, vector], axis=-1)
-
-
-def _rotate(q: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Vectors (..., 3) turned by unit quaternions (..., 4)."""
-    twice = 2 * np.cross(q[..., 1:], v)
-    return v + q[..., :1] * twice + np.cross(q[..., 1:], twice)
+def rotation(degrees: np.ndarray | float, axis: int) -> np.ndarray:
+    """(..., 3, 3) rotations about one of the axes x, y, z (0, 1, 2)."""
+    angle = np.deg2rad(degrees)
+    following, last = (axis + 1) % 3, (axis + 2) % 3
+    matrix = np.zeros((*np.shape(angle), 3, 3))
+    matrix[..., axis, axis] = 1
+    matrix[..., following, following] = matrix[..., last, last] = np.cos(angle)
+    matrix[..., last, following] = np.sin(angle)
+    matrix[..., following, last] = -np.sin(angle)
+    return matrix
 
 
 def forward_kinematics(offsets: np.ndarray, angles: np.ndarray) -> np.ndarray:
     """Joints (T, V, 3) in metres, pelvis at the origin, from offsets (V, 3) and joint angles (T, V, 3) in degrees."""
-    turn = _quaternions(angles)
+    flex, twist, out = np.moveaxis(angles, -1, 0)
+    turn = rotation(out, 2) @ rotation(flex, 0) @ rotation(twist, 1)
     joints = np.zeros(angles.shape)
     for children, parents in _levels():
-        joints[:, children] = joints[:, parents] + _rotate(turn[:, parents], offsets[children])
-        turn[:, children] = _multiply(turn[:, parents], turn[:, children])
+        joints[:, children] = joints[:, parents] + np.einsum("tvij,vj->tvi", turn[:, parents], offsets[children])
+        turn[:, children] = turn[:, parents] @ turn[:, children]
     return joints
-
-
-def rotation_y(degrees: np.ndarray | float) -> np.ndarray:
-    """(..., 3, 3) rotation about the vertical."""
-    cos, sin = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    zero, one = np.zeros_like(cos), np.ones_like(cos)
-    rows = [[cos, zero, sin], [zero, one, zero], [-sin, zero, cos]]
-    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
 
 
 def smooth_noise(rng: np.random.Generator, frames: int, shape: tuple[int, ...], hertz: float) -> np.ndarray:
@@ -220,7 +204,7 @@ def perform(
 
 def _idle_pose(rng: np.random.Generator) -> np.ndarray:
     """(V, 3) degrees: each arm and the legs in a posture of their own."""
-    arms = [pose(_ARMS[choice]) for choice in rng.choice(len(_ARMS), size=2, p=(0.4, 0.15, 0.15, 0.15, 0.15))]
+    arms = [pose(_ARMS[choice]) for choice in rng.choice(len(_ARMS), size=2, p=(0.55, 0.1125, 0.1125, 0.1125, 0.1125))]
     legs = [pose(_LEGS[choice]) for choice in rng.integers(len(_LEGS), size=2)]
     stance = arms[0] + legs[0] + mirrored(arms[1] + legs[1])
     return stance + 0.6 * both_sides(pose(_SWAY)) * rng.normal(size=stance.shape)
@@ -229,4 +213,4 @@ def _idle_pose(rng: np.random.Generator) -> np.ndarray:
 def _idle_sway(rng: np.random.Generator, frames: int) -> np.ndarray:
     """(T, V, 3) degrees: slow movement of everything that has nothing else to do."""
     amplitude = np.abs(both_sides(pose(_SWAY)))
-    return amplitude * smooth_noise(rng, frames, amplitude.shape, 0.6) * rng.uniform(0.5, 1.2)
+    return amplitude * smooth_noise(rng, frames, amplitude.shape, 0.6) * rng.uniform(0.15, 0.35)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from datamodules.miniature.kinematics import (
     ROOT,
@@ -11,18 +12,20 @@ from datamodules.miniature.kinematics import (
     forward_kinematics,
     perform,
     performer_offsets,
-    rotation_y,
+    rotation,
     smooth_noise,
-)  # fmt: skip
+)
 from datamodules.topology import NTU25
 
+X, Y = 0, 1
 AZIMUTHS = {1: 0.0, 2: -45.0, 3: 45.0}  # degrees; people face camera 2 or 3, so camera 1 sees them at 45 degrees
+LASTING = 4  # frames
 LEFT_HANDED = 0.3  # share of the performances
 
 # Jitter of a joint in metres, by how far out on its limb the sensor has to find it.
 _JITTER = np.array([
-    {"hip": 0.004, "knee": 0.007, "ankle": 0.010, "foot": 0.018, "elbow": 0.008, "wrist": 0.011, "hand": 0.016,
-     "tip": 0.024, "thumb": 0.026}.get(name.split()[-1], 0.004)
+    {"knee": 0.002, "ankle": 0.004, "foot": 0.008, "elbow": 0.003, "wrist": 0.006, "hand": 0.010, "tip": 0.015,
+     "thumb": 0.015}.get(name.split()[-1], 0.0015)
     for name in NTU25.joint_names
 ])  # fmt: skip
 
@@ -38,10 +41,8 @@ class Camera:
 
     def view(self, joints: np.ndarray) -> np.ndarray:
         """Joints (..., 3) of the stage in the axes of the sensor: x to its left, y up, z away from it."""
-        x, y, z = np.moveaxis(joints @ rotation_y(-self.azimuth).T, -1, 0)
-        y, z = y - self.height, z + self.distance
-        cos, sin = np.cos(np.deg2rad(self.tilt)), np.sin(np.deg2rad(self.tilt))
-        return np.stack([x, cos * y - sin * z, sin * y + cos * z], axis=-1)
+        centred = joints @ rotation(-self.azimuth, Y).T + (0, -self.height, self.distance)
+        return centred @ rotation(self.tilt, X).T
 
 
 def cameras(rng: np.random.Generator) -> dict[int, Camera]:
@@ -69,8 +70,8 @@ def stage(
     for side, (offsets, action) in enumerate(zip(people, roles, strict=True)):
         joints = perform(rng, offsets, action, timing, left_handed)
         turn = heading + (90 - 180 * side) * (gap > 0) + rng.normal(0, 12) + _turning(rng, frames)
-        place = rotation_y(heading) @ np.array([(1 - 2 * side) * gap / 2, 0, 0]) + rng.normal(0, 0.1, 3) * (1, 0, 1)
-        scene.append(np.einsum("tij,tvj->tvi", rotation_y(turn), joints) + place)
+        place = rotation(heading, Y) @ np.array([(1 - 2 * side) * gap / 2, 0, 0]) + rng.normal(0, 0.1, 3) * (1, 0, 1)
+        scene.append(np.einsum("tij,tvj->tvi", rotation(turn, Y), joints) + place)
     return scene
 
 
@@ -84,9 +85,9 @@ def film(rng: np.random.Generator, joints: np.ndarray, camera: Camera) -> np.nda
     seen = camera.view(joints)
     beside, behind = np.abs(seen[..., 0] - seen[:, ROOT, None, 0]), seen[..., 2] - seen[:, ROOT, None, 2]
     hidden = np.clip(behind / 0.2, 0, 1) * np.clip(1 - beside / 0.25, 0, 1)
-    jitter = rng.normal(size=seen.shape)
-    for frame in range(1, len(jitter)):  # the sensor's filter: an error lasts a few frames
-        jitter[frame] = 0.7 * jitter[frame - 1] + 0.71 * jitter[frame]
+    # The sensor's filter: an error lasts a few frames.
+    errors = rng.normal(size=(len(seen) + LASTING - 1, *seen.shape[1:]))
+    jitter = sliding_window_view(errors, LASTING, axis=0).sum(-1) / np.sqrt(LASTING)
     return seen + jitter * (_JITTER * (1 + 4 * hidden) * np.exp(rng.normal(0, 0.3)))[..., None]
 
 
