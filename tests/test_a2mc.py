@@ -9,116 +9,17 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from goldens import GOLDEN
-from torch import nn
+from toys_a2mc import BODIES, OURS, RELEASED, TERMS, a2mc, clips, full, scd_net, step, terms_of, train
 
 from datamodules.batch import SkeletonBatch
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES
 from datamodules.transforms.views import CroppedView
 from lightning_modules.a2mc import A2MC
-from lightning_modules.contrast.attack import Attack
 from lightning_modules.contrast.cross_level import PAIRS
-from lightning_modules.contrast.mixer import LinearMixer, SoftmaxMixer
-from lightning_modules.contrast.pseudo_labels import PrototypeHead, balanced_codes
-from lightning_modules.encoders.hierarchical import LEVELS, HierarchicalEncoder, Projected
+from lightning_modules.encoders.hierarchical import LEVELS, HierarchicalEncoder
 from lightning_modules.scd_net import SCDNet
-from lightning_modules.schedules import Constant, StepDecay
-
-BODIES = 2
-TERMS = [f"{source}_{target}" for source, target in PAIRS]
-RELEASED = {
-    "attacks": lambda topology: [Attack(topology)],
-    "mixer": lambda _: LinearMixer(),
-    "learnt_head": lambda _: False,
-    "label_pass": lambda _: True,
-    "aliased_bank": lambda _: True,
-}
-OURS = {
-    "attacks": lambda topology: [Attack(topology, 1, 1e-3), Attack(topology, 2, 1e-3)],
-    "mixer": lambda _: SoftmaxMixer(),
-}
-
-
-class TwoBranches(nn.Module):
-    """What the methods ask of an encoder: two branches, batch norm, dropout."""
-
-    token_width = 8
-
-    def __init__(self, joints: int, dropout: float):
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-        self.drop = nn.Dropout(dropout)
-        self.temporal, self.spatial = (nn.Linear(3 * 16 * joints * BODIES, self.token_width) for _ in range(2))
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.drop(self.norm(x.flatten(3)).tanh().flatten(1))
-        return self.temporal(x), self.spatial(x)
-
-
-def parts(topology: str, stream: str = "joint", dropout: float = 0.0) -> dict:
-    return {
-        "encoder": TwoBranches(TOPOLOGIES[topology].num_joints, dropout),
-        "view": CroppedView(topology, stream, frames=16),
-        "optimizer": partial(torch.optim.SGD, lr=0.05, momentum=0.9),
-        "schedule": Constant(),
-        "seed": 3,
-        "dim": 6,
-        "memory_size": 10,
-    }
-
-
-def a2mc(preset: dict = OURS, topology: str = "ntu25", stream: str = "joint", dropout: float = 0.0, **settings) -> A2MC:
-    torch.manual_seed(1)
-    switches = {name: make(topology) for name, make in preset.items()}
-    return A2MC(**({"labels": 5} | parts(topology, stream, dropout) | switches | settings))
-
-
-def scd_net(topology: str = "ntu25", **settings) -> SCDNet:
-    torch.manual_seed(1)
-    return SCDNet(**(parts(topology) | settings))
-
-
-def clips(n: int = 4, frames: int = 30, joints: int = 25, seed: int = 0) -> SkeletonBatch:
-    source = torch.Generator().manual_seed(seed)
-    return SkeletonBatch(
-        joints=torch.randn(n, 3, frames, joints, BODIES, generator=source),
-        num_frames=torch.randint(10, frames + 1, (n,), generator=source),
-        labels=torch.full((n,), -1),
-        ids=torch.arange(n),
-    )
-
-
-def step(module, optimizer, batch: SkeletonBatch, number: int) -> dict[str, torch.Tensor]:
-    """One training step by hand, at step `number`, as the base class does it."""
-    torch.manual_seed(number)
-    module.train().place.step = number
-    outputs = module.objective(batch)
-    optimizer.zero_grad()
-    torch.stack([value for value in outputs.values() if value.ndim == 0]).sum().backward()
-    optimizer.step()
-    with torch.no_grad():
-        module.after_step({name: value.detach() for name, value in outputs.items() if value.ndim})
-    return outputs
-
-
-def train(module, steps: range, n: int = 4):
-    optimizer = module.configure_optimizers()["optimizer"]
-    for number in steps:
-        step(module, optimizer, clips(n, seed=number), number)
-    return optimizer
-
-
-def full(module: A2MC) -> A2MC:
-    """With banks that hold unit keys and are past their warm-up."""
-    for bank in module.banks.values():
-        bank.weight.copy_(F.normalize(torch.randn(bank.weight.shape), dim=0))
-    module.filled.fill_(module.memory_size)
-    return module
-
-
-def terms_of(outputs: dict[str, torch.Tensor]) -> list[str]:
-    return [name for name, value in outputs.items() if value.ndim == 0]
-
+from lightning_modules.schedules import StepDecay
 
 # ---- the objective
 
@@ -244,53 +145,6 @@ def test_label_pass_draws_dropout_of_its_own():
     passes.clear()
     module.attacked(torch.randn(4, 3, 16, 25, BODIES))
     assert len(passes) == 1
-
-
-def test_random_head_is_never_trained():
-    module = full(a2mc(RELEASED))
-    before = module.head.fc.weight.clone()
-    train(module, range(2))
-    assert torch.equal(module.head.fc.weight, before) and not list(module.head.parameters())
-    assert module.head.fc.weight.abs().max() <= 1 / module.feature_width**0.5, "PyTorch's default, as released"
-
-
-def test_learnt_head_trains_itself_and_not_the_encoder():
-    module = full(a2mc())
-    outputs = module.train().objective(clips())
-    outputs["head"].backward()
-    reached = [name for name, p in module.named_parameters() if p.grad is not None]
-    assert reached == ["head.prototypes"] and module.head.prototypes.grad.abs().sum() > 0
-
-
-def test_learnt_head_tells_clusters_apart():
-    """Four bunches of clips, eight labels: no label comes to stand for two bunches."""
-    torch.manual_seed(0)
-    head, centres = PrototypeHead(8, 8), F.normalize(torch.randn(4, 8), dim=1)
-    optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
-
-    def view(kinds: torch.Tensor) -> Projected:
-        z = F.normalize(centres[kinds] + 0.1 * torch.randn(len(kinds), 8), dim=1)
-        return Projected(z, z, z, z)
-
-    def mixed_labels() -> int:
-        kinds = torch.arange(4).repeat(50)
-        found = head(view(kinds)).argmax(1)
-        return sum(len(set(kinds[found == label].tolist())) > 1 for label in range(8))
-
-    assert mixed_labels() > 0
-    for _ in range(200):
-        kinds = torch.randint(4, (32,))
-        optimizer.zero_grad()
-        head.loss_terms(view(kinds), head(view(kinds)), first=0)["head"].backward()
-        optimizer.step()
-    assert mixed_labels() == 0
-
-
-def test_balanced_codes_use_every_label_and_give_every_clip_one_unit():
-    codes = balanced_codes(torch.rand(40, 5) + torch.tensor([2.0, 0, 0, 0, 0]), iterations=100)
-    assert torch.allclose(codes.sum(1), torch.ones(40))
-    assert torch.allclose(codes.sum(0), torch.full((5,), 8.0), atol=0.2)
-    assert torch.isfinite(balanced_codes(torch.tensor([[1e4, -1e4], [1e4, -1e4]]))).all()
 
 
 # ---- warm-up, memories, key encoder
@@ -445,15 +299,6 @@ def test_two_ranks_compute_what_one_process_would(make, monkeypatch):
         ranks[1].after_step(gathered)
     state = ranks[1].state_dict()
     assert all(torch.allclose(value, state[name], atol=1e-10) for name, value in whole.state_dict().items())
-
-
-def test_learnt_head_balances_its_codes_over_all_processes():
-    head, torch_seed = PrototypeHead(6, 5), torch.manual_seed(2)
-    z = F.normalize(torch.randn(6, 6, generator=torch_seed), dim=1)
-    query, scores = Projected(z, z, z, z), head(Projected(z, z, z, z.roll(1, 0)))
-    whole = head.loss_terms(query, scores, first=0)["head"]
-    halves = [head.loss_terms(Projected(*(p[r : r + 3] for p in query)), scores, first=r)["head"] for r in (0, 3)]
-    assert torch.allclose(torch.stack(halves).mean(), whole)
 
 
 # ---- under Lightning, and at published size

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_a2mc import RELEASED, a2mc, scd_net
 from torch import nn
 from toys import toy_data, write_toy_stores
+from toys_a2mc import RELEASED, a2mc, scd_net
 
 from lightning_modules.fitting import CHECKPOINT, fit
 
