@@ -1,0 +1,214 @@
+"""federate.py on a tiny miniature: cameras as clients, found again, resumed, evaluated, refused."""
+
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+import eval as evaluation
+import federate
+import prepare
+import train
+from datamodules.errors import InputError
+from datamodules.miniature import skeletons
+from federated.client import Client
+from federated.ledger import Ledger
+from tracking import records
+
+CONF = str(Path(__file__).parents[1] / "conf")
+SMALL = [
+    "scale=mini",
+    "method.encoder.num_frames=8",
+    "method.encoder.layers=[[8,8,4,2]]",
+    "method.schedule.milestones=[]",
+    "method.schedule.warmup=2",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "batch_size=8",
+    "knn_every=0",
+]
+BY_CAMERA = "experiment=federated/sds_cl_by_camera"
+
+
+def config(door: str, root: Path, *overrides: str):
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(door, [f"paths.root={root}", f"paths.reports={root}/reports", *overrides])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Prepared: 60 clips of three cameras and one setup, half of them to train on."""
+    root = tmp_path_factory.mktemp("root")
+    skeletons.write_ntu(root / "raw", performers=(1, 3), replications=1, frames=(12, 20))
+    prepare.main.run(config("prepare", root, "data=ntu60", f"raw={root / 'raw'}", "workers=1"))
+    return root
+
+
+def composed(root: Path, *overrides: str, door: str = "federate", preset: str = BY_CAMERA):
+    return config(door, root, preset, *SMALL, f"raw={root / 'raw'}", *overrides)
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    """Composing takes longer than training these models, so it is done once."""
+    return composed(root)
+
+
+def launched(settings, *overrides: str) -> dict:
+    return federate.main.run(OmegaConf.merge(settings, OmegaConf.from_dotlist(list(overrides))))
+
+
+def elsewhere(folder: Path) -> list[str]:
+    """The same run with nothing to be found: locations are no part of its key."""
+    return [f"paths.runs={folder}/runs", f"paths.records={folder}/records"]
+
+
+def weights(result: dict, model: str = "global") -> dict:
+    return torch.load(result["checkpoint"][model], weights_only=True)["state_dict"]
+
+
+def same(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def first(settings):
+    """Result and output of an uninterrupted federation."""
+    with redirect_stdout(StringIO()) as out:
+        result = launched(settings)
+    return result, out.getvalue()
+
+
+@pytest.fixture
+def uninterrupted(first):
+    return first[0]
+
+
+def test_cameras_become_clients_and_are_told_round_by_round(root, first):
+    result, out = first
+    assert "3 clients by camera: [10, 10, 10] clips, skew 0.00" in out
+    assert "round 1/2  clients 0 1 2  loss " in out and "failed 0" in out and "round 2/2" in out
+    (record,) = records.find(root / "records", key=result["key"])
+    assert record.kind == "federated" and record.best == {} and record.setting == "FedAvg, 3 clients by camera"
+    assert {**record.metrics, "rounds": 2, "clients": 3}.items() <= result.items()
+    exchanged = weights(result)
+    size = sum(tensor.nbytes for tensor in exchanged.values() if tensor.is_floating_point())
+    assert record.metrics["bytes_up"] == record.metrics["bytes_down"] == 2 * 3 * size
+    assert record.metrics["train/loss"] > 0
+    progress = Ledger(Path(result["folder"]) / "ledger.safetensors", result["key"]).resume()
+    # The method's warm-up of two epochs goes over the rounds, not over each client's only epoch.
+    assert [kept["rate"] for kept in progress.records] == [0.5, 1.0]
+
+
+def test_launching_twice_finds_the_result_and_fresh_runs_again(settings, uninterrupted, capsys):
+    before = weights(uninterrupted)
+    assert launched(settings) == uninterrupted
+    assert "found" in capsys.readouterr().out
+    assert launched(settings, "fresh=true") == uninterrupted
+    assert "round 2/2" in capsys.readouterr().out
+    assert same(weights(uninterrupted), before)
+
+
+def test_a_federation_killed_in_its_second_round_ends_as_an_uninterrupted_one(
+    settings, uninterrupted, tmp_path, monkeypatch, capsys
+):
+    runs, calls = Client.run, []
+
+    def doomed(client, task):
+        calls.append((task.round_number, task.client))
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return runs(client, task)
+
+    monkeypatch.setattr(Client, "run", doomed)
+    with pytest.raises(KeyboardInterrupt):
+        launched(settings, *elsewhere(tmp_path))
+    assert not records.find(tmp_path / "records")
+    resumed = launched(settings, *elsewhere(tmp_path))
+    assert calls[5:] == [(1, 0), (1, 1), (1, 2)]
+    assert "round 2/2" in capsys.readouterr().out
+    assert same(weights(resumed), weights(uninterrupted))
+    assert resumed["train/loss"] == uninterrupted["train/loss"]
+
+
+def test_the_global_model_is_evaluated_as_any_checkpoint(root, settings, uninterrupted):
+    overrides = [f"checkpoint={uninterrupted['checkpoint']['global']}", "protocol=knn"]
+    rows = evaluation.main.run(composed(root, *overrides, door="eval", preset="experiment=ntu60/sds_cl_xsub"))
+    assert rows["trained"] == uninterrupted["test/knn1"]
+    start = train.Run.of(settings).module().state_dict()
+    found = weights(uninterrupted)
+    assert found.keys() == start.keys() and not same(found, start)
+
+
+@pytest.mark.slow
+def test_one_client_is_the_pooled_partition(root, settings):
+    pooled = federate.main.run(composed(root, "federated/partition=pooled", "federated.rounds=1"))
+    # All clips are of one setup.
+    alone = launched(settings, "federated.partition.attribute=setups", "federated.rounds=1")
+    assert pooled["clients"] == alone["clients"] == 1 and pooled["key"] != alone["key"]
+    assert same(weights(pooled), weights(alone))
+
+
+def test_batch_norm_stays_with_its_client_by_switch(settings):
+    result = launched(settings, "federated.local_buffers=true", "federated.rounds=1")
+    assert sorted(result["checkpoint"]) == ["client_0", "client_1", "client_2"]
+    first, second = weights(result, "client_0"), weights(result, "client_1")
+    different = {name for name in first if not torch.equal(first[name], second[name])}
+    assert different and all("running_" in name for name in different)
+
+
+@pytest.mark.slow
+def test_partitions_and_strategies_are_chosen_by_name(root):
+    for partition, strategy, models in (
+        ("by_performer", "fedyogi", 1),
+        ("iid", "local", 2),
+        ("dirichlet", "fedavgm", 1),
+    ):
+        overrides = [f"federated/partition={partition}", f"federated/strategy={strategy}", "federated.rounds=1"]
+        overrides += [] if partition == "by_performer" else ["federated.partition.clients=2"]
+        result = federate.main.run(composed(root, *overrides))
+        assert result["clients"] == (1 if partition == "by_performer" else 2)
+        assert len(result["checkpoint"]) == models
+
+
+@pytest.mark.parametrize("path", sorted((Path(CONF) / "federated" / "strategy").glob("*.yaml")), ids=lambda p: p.stem)
+def test_a_strategy_starts_from_its_own_defaults(path):
+    settings = OmegaConf.load(path)
+    built = federate.build(settings)
+    assert type(built).__name__.lower() == path.stem
+    assert asdict(built) == asdict(type(built)()) == {name: settings[name] for name in asdict(built)}
+
+
+def test_zero_rounds_measure_the_untrained_model(settings):
+    result = launched(settings, "federated.rounds=0")
+    assert result["rounds"] == 0 and "train/loss" not in result
+    assert same(weights(result), train.Run.of(settings).module().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["federated.partition.attribute=shoes"], "expected a column 'shoes', found .*'cameras'"),
+        (["federated.epochs=0"], "epochs of 1 or more, found 2 rounds of 0 epochs"),
+        (["federated.per_round=4"], "expected 1 to 3 clients a round, found 4"),
+        (["trainer.devices=2"], "without devices"),
+        (["trainer.accelerator=abacus"], "found 'abacus'"),
+        (["labelled.fraction=0.4", "labelled.batch_size=3", "labelled.steps=2"], "found labelled"),
+        (["federated.carry=[key.]"], "begin with 'key.', found none"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(settings, tmp_path, overrides, told):
+    with pytest.raises(InputError, match=told) as raised:
+        launched(settings, *overrides, *elsewhere(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_partition_that_is_not_there_is_refused(root):
+    with pytest.raises(HydraException, match="by_shoe"):
+        composed(root, "federated/partition=by_shoe")
