@@ -3,36 +3,36 @@
 Beside the trained network always stand the same network at random initialisation and the coordinates without one.
 """
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from datamodules.errors import InputError
 from lightning_modules.base import SkeletonModule
+from lightning_modules.evaluation.embedding import COORDINATE_FRAMES
 from lightning_modules.evaluation.subject import Subject
+from lightning_modules.fitting import weights_digest
 from tracking import identity, records
 from tracking.build import build
 from tracking.doors import door
-from train import Run, announce, make_data, set_aside, share
+from train import Run, announce, make_data, plain, set_aside, share, store_labels
 
 
 def subjects(config: DictConfig, run: Run, checkpoint: Path) -> list[Subject]:
     """The rows of an evaluation."""
-    weights = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
     sources: dict[str, tuple[str, Callable[[], SkeletonModule] | None]] = {
-        "": (weights, partial(run.trained, checkpoint)),
+        "": (weights_digest(checkpoint), partial(run.trained, checkpoint)),
         "random initialisation": (f"random {run.key}", run.module),
-        "coordinates": ("coordinates", None),
+        "coordinates": (f"{COORDINATE_FRAMES} frames of coordinates", None),
     }
     return [
         Subject(
             name=name,
-            key=key,
+            key=f"{identity.RESULTS_VERSION} {key}",
             folder=run.folder / "evaluation" / (name or "trained").replace(" ", "_"),
             work=run.folder / "evaluation",
             data=run.data,
@@ -48,18 +48,16 @@ def subjects(config: DictConfig, run: Run, checkpoint: Path) -> list[Subject]:
 def measure(config: DictConfig, run: Run, subject: Subject) -> records.Record:
     """One subject under one protocol: found among the records, or measured and recorded."""
     folder = Path(config.paths.records)
-    own = OmegaConf.masked_copy(
-        config, [str(name) for name in config if name not in ("scale", "knn_every", "experiment")]
-    )
-    key = identity.run_key(own, run.data.fingerprint, subject.key)
     kind = config.protocol.name
+    labels = store_labels(run, config.protocol.fraction) if "fraction" in config.protocol else ""
+    # Not the whole configuration: another rate of fine-tuning does not make other neighbours.
+    own = {name: plain(config)[name] for name in ("name", "data", "protocol", "trainer", "seed")}
+    key = identity.run_key(own, run.data.fingerprint + labels, subject.key)
     found = records.find(folder, key=key, kind=kind, variant=subject.name)
     if found and not config.fresh:
         return found[0]
     # Under the key of this very result: other settings must not resume what these began.
     work = run.folder / "evaluation" / f"{kind}-{key[:12]}"
-    if config.fresh:
-        set_aside(work)
     started = time.monotonic()
     result = build(config.protocol.measure).measure(replace(subject, work=work))
     best = {"top1": result.pop("best")} if "best" in result else {}
@@ -90,6 +88,12 @@ def main(config: DictConfig) -> dict:
     checkpoint = Path(config.checkpoint) if config.checkpoint else run.checkpoint
     if not checkpoint.is_file():
         raise InputError(f"expected a checkpoint {checkpoint}, found none: run python train.py with the same settings")
+    if not config.checkpoint and not run.finished:
+        raise InputError(
+            f"training of {run.folder} is not finished: run python train.py with the same settings, it resumes"
+        )
+    if config.fresh:
+        set_aside(run.folder / "evaluation")
     results = {}
     for subject in subjects(config, run, checkpoint):
         record = measure(config, run, subject)

@@ -8,7 +8,7 @@ from datamodules import protocols
 from datamodules.errors import InputError
 from datamodules.miniature import skeletons
 from datamodules.preparation import prepare
-from datamodules.store import store_folder
+from datamodules.store import MINIATURE, store_folder
 from tracking.build import build, factory
 from tracking.doors import door
 
@@ -21,23 +21,23 @@ def main(config: DictConfig) -> dict:
     """Prepare `config.data` from `config.raw`; returns counts, the store's folder and what was rejected."""
     data = config.data
     folder = store_folder(config.paths.stores, data.name, config.raw)
-    miniature = config.raw == "miniature"
     raw = Path(config.raw).expanduser()
-    if miniature:
+    if config.raw in MINIATURE:
         raw = folder / "raw_files"
         build(data.miniature, folder=raw)
         print(f"{data.name}: miniature, not {data.title}: made-up clips in its file format")
-    return prepare(
+    summary = prepare(
         reader=build(data.reader),
         raw=raw,
         out=folder,
         recipes=list(data.recipes),
         exclude=protocols.missing(data.exclude) if data.exclude else frozenset(),
         name=data.name,
-        miniature=miniature,
+        miniature=(raw / skeletons.MARK).is_file(),  # wherever it lies, it stays a miniature
         workers=config.workers,
         strict=config.strict,
     )
+    return summary | {"rejected": summary.pop("rejected")}  # last, because that is the line to look at
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import InputError
@@ -15,7 +14,7 @@ from datamodules.skeleton import Labelled, SkeletonDataModule
 from datamodules.store import store_folder
 from lightning_modules.base import SkeletonModule
 from lightning_modules.callbacks.online_knn import OnlineKNN
-from lightning_modules.fitting import CHECKPOINT, fit
+from lightning_modules.fitting import CHECKPOINT, epochs_done, fit, read_checkpoint
 from tracking import identity, loggers, records
 from tracking.build import build
 from tracking.doors import door
@@ -42,6 +41,11 @@ class Run:
         return cls(plain(config), data, key, Path(config.paths.runs) / f"{config.data.name}-{config.name}-{key[:12]}")
 
     @property
+    def finished(self) -> bool:
+        """Whether the last epoch has been trained."""
+        return epochs_done(self.checkpoint) >= self.config["trainer"]["max_epochs"]
+
+    @property
     def checkpoint(self) -> Path:
         """Where the last epoch stands."""
         return self.folder / CHECKPOINT
@@ -54,7 +58,11 @@ class Run:
     def trained(self, checkpoint: Path) -> SkeletonModule:
         """The method with the weights of a checkpoint of ours."""
         module = self.module()
-        module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+        try:
+            module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{checkpoint} does not fit {self.config['name']} as configured: {reason}") from error
         return module
 
     def record(self, **facts) -> records.Record:
@@ -115,12 +123,18 @@ def main(config: DictConfig) -> dict:
     """Train until the last epoch; returns the record's metrics, the run's key and its folder."""
     run = Run.of(config)
     announce(run)
+    if config.trainer.devices != 1:
+        raise InputError(
+            f"trainer.devices={config.trainer.devices}: several devices are not supported yet, set it to 1"
+        )
     found = records.find(Path(config.paths.records), key=run.key, kind="train")
-    if found and run.checkpoint.exists() and not config.fresh:
+    if found and run.finished and not config.fresh:
         print(f"found: {run.folder} (fresh=true runs again)")
         return {"key": run.key, "folder": str(run.folder), **found[0].metrics}
     if config.fresh:
         set_aside(run.folder)
+    if run.data.labelled is not None:
+        store_labels(run, run.data.labelled.fraction)
     started = time.monotonic()
     hooks = [OnlineKNN(config.knn_every, seed=config.seed)] if config.knn_every else []
     title = f"{config.name} on {config.data.name}"
@@ -138,9 +152,10 @@ def main(config: DictConfig) -> dict:
     record = run.record(
         kind="train", key=run.key, metrics=history.last(), best=best, seconds=time.monotonic() - started
     )
-    path = records.write(record, Path(config.paths.records))
-    if run.data.labelled is not None:
-        records.write(labelled_result(run, run.data.labelled.fraction, record), Path(config.paths.records))
+    folder = Path(config.paths.records)
+    if run.data.labelled is not None:  # before the other, whose presence says that all is done
+        records.write(labelled_result(run, run.data.labelled.fraction, record), folder)
+    path = records.write(record, folder)
     print(f"trained: {run.folder}, record {path}")
     return {"key": run.key, "folder": str(run.folder), **record.metrics}
 
@@ -156,6 +171,14 @@ def labelled_result(run: Run, fraction: float, trained: records.Record) -> recor
         parents=[run.key],
         seconds=trained.seconds,
     )
+
+
+def store_labels(run: Run, fraction: float) -> str:
+    """Write the names of the clips whose labels are used beside the run; returns the list's digest."""
+    names = run.data.label_names(fraction)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / f"labels-{fraction:g}.txt").write_text("".join(f"{name}\n" for name in names))
+    return identity.digest(names)
 
 
 def share(fraction: float) -> str:

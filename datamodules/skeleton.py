@@ -134,11 +134,17 @@ class SkeletonDataModule(pl.LightningDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the store's content and the clips of each side of the split."""
+        """SHA-256 over the store's content, the clips of each side of the split and, for one stage, the label list."""
         digest = hashlib.sha256(self.store.digest.encode())
         for side in sorted(self.rows):
             digest.update(side.encode() + np.ascontiguousarray(self.rows[side]).tobytes())
+        if self.labelled is not None:
+            digest.update("\n".join(self.label_names(self.labelled.fraction)).encode())
         return digest.hexdigest()
+
+    def label_names(self, fraction: float) -> list[str]:
+        """Names of the training clips whose label may be used: the list that is stored beside a result."""
+        return self.store.index.names[self.label_rows(fraction)].tolist()
 
     def label_rows(self, fraction: float) -> np.ndarray:
         """Training rows whose label may be used: all of them, or a balanced draw by seed."""

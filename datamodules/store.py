@@ -23,6 +23,7 @@ from datamodules.topology import TOPOLOGIES, SkeletonTopology
 
 FORMAT = 1  # to be raised, too, when a reader or a recipe comes to give other numbers
 AXES = 3  # numbers of a joint
+MINIATURE = ("", "miniature")  # what a configuration says for the embedded set; empty: an empty environment variable
 MANIFEST, STAMP = "manifest.json", "verified.json"
 JOINTS, BODY_IDS, INDEX = "joints.npy", "body_ids.npy", "index.npz"
 # What a store's numbers depend on, and nothing else: neither path, time and tool nor what was rejected.
@@ -33,7 +34,7 @@ AGAIN = "prepare the data set again with prepare.py"
 
 def store_folder(stores: str | Path, name: str, raw: str | Path) -> Path:
     """Where the prepared data of `raw` stands: one folder for each raw folder, so that no two can be confused."""
-    if str(raw) == "miniature":
+    if str(raw) in MINIATURE:
         return Path(stores) / f"{name}-miniature"
     tag = hashlib.sha256(str(Path(raw).expanduser().resolve()).encode()).hexdigest()[:10]
     return Path(stores) / f"{name}-{tag}"

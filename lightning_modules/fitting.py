@@ -1,13 +1,18 @@
 """One way to train: a Lightning Trainer that resumes from the run's last epoch and replays the next one exactly."""
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from datamodules.errors import InputError
 from lightning_modules.callbacks.history import History
 from lightning_modules.callbacks.progress import progress
 from lightning_modules.callbacks.step_seed import StepSeed
@@ -15,6 +20,32 @@ from lightning_modules.callbacks.step_seed import StepSeed
 CHECKPOINT = "last.ckpt"
 # What Lightning says of things that are meant to be so here.
 EXPECTED = (".*does not have many workers.*", ".*no `validation_step`.*", ".*exists and is not empty.*", ".*LeafSpec.*")
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint as Lightning writes it, on the CPU; raises InputError if it is none or damaged."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unzipper and unpickler meet
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be read as a checkpoint ({reason}): remove it and train again") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise InputError(f"{path} holds no state_dict: expected a checkpoint written by train.py")
+    return content
+
+
+def epochs_done(path: Path) -> int:
+    """Epochs behind the checkpoint `path`, 0 if there is none."""
+    return read_checkpoint(path)["epoch"] + 1 if path.exists() else 0
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 over the weights of a checkpoint: the file also holds paths and times, which are no part of them."""
+    digest = hashlib.sha256()
+    for name, value in sorted(read_checkpoint(path)["state_dict"].items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def fit(
@@ -41,16 +72,21 @@ def fit(
     )
     # History comes before the checkpoint, so that the file holds the epoch it describes.
     hooks = [*callbacks, bar, StepSeed(seed), history, checkpoint]
-    runner = pl.Trainer(
-        **trainer,
-        logger=loggers,
-        callbacks=hooks,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=isinstance(bar, RichProgressBar),
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-    )
+    try:
+        runner = pl.Trainer(
+            **trainer,
+            logger=loggers,
+            callbacks=hooks,
+            use_distributed_sampler=False,
+            enable_model_summary=False,
+            enable_progress_bar=isinstance(bar, RichProgressBar),
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(f"these trainer settings cannot hold here: {' '.join(str(error).split())}") from error
     resume = folder / CHECKPOINT
+    if resume.exists():
+        read_checkpoint(resume)
     runner.fit(module, datamodule=datamodule, ckpt_path=resume if resume.exists() else None, weights_only=True)
     return history

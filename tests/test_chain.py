@@ -23,6 +23,7 @@ SMALL = [
     "+trainer.accelerator=cpu",
     "batch_size=8",
     "finetune.epochs=2",
+    "finetune.test_every=1",
     "linear.epochs=3",
     "knn_every=1",
 ]

@@ -14,8 +14,8 @@ from tracking.errors import UsageError
 CONFIG = """
 defaults:
   - method: one
-  - override hydra/job_logging: disabled
-  - override hydra/hydra_logging: disabled
+  - override hydra/job_logging: none
+  - override hydra/hydra_logging: none
   - _self_
 hydra:
   output_subdir: null

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -42,10 +43,12 @@ def test_round_trip_keeps_every_field(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name], "no temporary file may stay behind"
 
 
-def test_what_repeats_a_result_is_filled_in():
+def test_what_repeats_a_result_is_filled_in(monkeypatch):
+    monkeypatch.setattr(sys, "orig_argv", ["/somewhere/bin/python", "train.py", "seed=2"])
     made = record()
     assert made.versions["torch"].startswith(torch.__version__.split("+")[0])
-    assert "pytest" in made.command and made.created.endswith("+00:00") and made.schema == records.SCHEMA
+    assert made.command == "python train.py seed=2"
+    assert made.created.endswith("+00:00") and made.schema == records.SCHEMA
 
 
 def test_numbers_of_libraries_become_plain_floats(tmp_path):

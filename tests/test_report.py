@@ -318,7 +318,7 @@ def test_a_report_is_replaced_whole(tmp_path):
 def test_shipped_targets_are_sound_and_each_number_has_a_source(path, tmp_path):
     targets = yaml.safe_load(path.read_text())
     published = report.Published.of(targets)
-    assert published.data and published.numbers
+    assert published.data and (published.numbers or published.unknown)
     keys = [(e["method"], e["variant"], e["kind"], e["setting"], e["metric"]) for e in published.numbers]
     assert len(keys) == len(set(keys))
     assert all(0 < value < 100 for entry in published.numbers for value in entry["values"].values())

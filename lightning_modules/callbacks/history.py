@@ -13,6 +13,10 @@ class History(pl.Callback):
     def __init__(self) -> None:
         self.epochs: list[dict[str, float]] = []
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        # Lightning keeps what was logged in earlier epochs: an epoch would repeat numbers that it has not measured.
+        trainer.callback_metrics.clear()
+
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not math.isfinite(metrics.get("train/loss", 0.0)):

@@ -13,6 +13,8 @@ from datamodules.batch import SkeletonBatch
 from datamodules.transforms.temporal import SampleFrames
 from lightning_modules.callbacks.progress import shown
 
+COORDINATE_FRAMES = 32
+
 
 @dataclass(frozen=True)
 class Embedding:
@@ -40,7 +42,7 @@ def embed(
     return Embedding(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def coordinates(batch: SkeletonBatch, frames: int = 32) -> Tensor:
+def coordinates(batch: SkeletonBatch, frames: int = COORDINATE_FRAMES) -> Tensor:
     """(N, C * frames * V * M) normalised coordinates at evenly spaced frames: the baseline without a network."""
     return SampleFrames(frames).apply(batch.joints, None, batch.num_frames).flatten(1)
 

@@ -45,7 +45,8 @@ class Subject:
         return torch.from_numpy(self.data.label_rows(fraction))
 
     def _embed(self, side: str) -> Embedding:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        on_gpu = self.trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
+        device = torch.device("cuda" if on_gpu else "cpu")
         function: Callable[[SkeletonBatch], Tensor] = coordinates
         if self.make_backbone is not None:
             function = self.make_backbone().eval().to(device).embed
