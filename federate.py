@@ -22,6 +22,7 @@ from datamodules.partition import manifest
 from datamodules.store import durable
 from federated.adapter import Adapter
 from federated.client import Client
+from federated.curves import curves
 from federated.data import PartitionedData
 from federated.engines.in_process import InProcess
 from federated.ledger import Ledger
@@ -32,7 +33,7 @@ from lightning_modules.base import SkeletonModule
 from lightning_modules.evaluation.embedding import embed
 from lightning_modules.evaluation.knn import neighbours
 from lightning_modules.schedules import Constant
-from tracking import identity, loggers, records
+from tracking import identity, loggers, memory, records
 from tracking.build import build
 from tracking.doors import door
 from train import Run, announce, set_aside
@@ -202,6 +203,7 @@ def main(config: DictConfig) -> dict:
     print(f"{len(pieces)} clients by {config.federated.by}: {described['sizes']} clips, skew {described['skew']:.2f}")
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "partition.json").write_text(json.dumps(described, indent=1) + "\n")
+    memory.reset_peak()
     result = rounds(run, orchestrator)
     save(run, orchestrator, result.models)
     record = run.record(
@@ -209,6 +211,8 @@ def main(config: DictConfig) -> dict:
         key=run.key,
         metrics=summary(result, described),
         setting=f"{type(orchestrator.strategy).__name__}, {len(pieces)} clients by {config.federated.by}",
+        curves=curves(result.records),
+        cost=memory.peak(),
         seconds=sum(record["seconds"] for record in result.records),
     )
     print(f"federated: {run.folder}, record {records.write(record, Path(config.paths.records))}")

@@ -15,7 +15,7 @@ from datamodules.store import store_folder
 from lightning_modules.base import SkeletonModule
 from lightning_modules.callbacks.online_knn import OnlineKNN
 from lightning_modules.fitting import CHECKPOINT, epochs_done, fit, read_checkpoint
-from tracking import identity, loggers, records
+from tracking import identity, loggers, memory, records
 from tracking.build import build
 from tracking.doors import door
 
@@ -136,6 +136,7 @@ def main(config: DictConfig) -> dict:
     if run.data.labelled is not None:
         store_labels(run, run.data.labelled.fraction)
     started = time.monotonic()
+    memory.reset_peak()
     hooks = [OnlineKNN(config.knn_every, seed=config.seed)] if config.knn_every else []
     title = f"{config.name} on {config.data.name}"
     with loggers.make(
@@ -150,7 +151,13 @@ def main(config: DictConfig) -> dict:
         history = fit(run.module(), run.data, run.folder, run.config["trainer"], config.seed, title, sinks, hooks)
     best = {name: history.best(name) for name in history.last() if name.startswith("test/")}
     record = run.record(
-        kind="train", key=run.key, metrics=history.last(), best=best, seconds=time.monotonic() - started
+        kind="train",
+        key=run.key,
+        metrics=history.last(),
+        best=best,
+        curves=history.curves(),
+        cost=memory.peak(),
+        seconds=time.monotonic() - started,
     )
     folder = Path(config.paths.records)
     if run.data.labelled is not None:  # before the other, whose presence says that all is done

@@ -37,6 +37,7 @@ def record(**changes) -> Record:
 
 def test_round_trip_keeps_every_field(tmp_path):
     full = record(best={"top1": 72.0}, variant="random initialisation", setting="10 %", parents=["b" * 64], commit=None)
+    full = replace(full, curves={"train/loss": [[1, 2.5], [2, 1.5]]}, cost={"peak_memory": 1e9})
     path = records.write(full, tmp_path / "deep" / "records")
     assert records.read(path) == full
     assert records.find(path.parent) == [full]
@@ -65,6 +66,21 @@ def test_a_number_that_is_not_finite_is_refused(where, bad):
         record(**{where: {"top1": bad}})
     with pytest.raises(ValueError, match="seconds"):
         record(seconds=bad)
+
+
+def test_curves_hold_finite_points():
+    with pytest.raises(ValueError, match="train/loss"):
+        record(curves={"train/loss": [[1, float("nan")]]})
+    with pytest.raises(ValueError):
+        record(curves={"train/loss": [[1, 2, 3]]})
+
+
+def test_a_record_from_before_there_were_curves_is_read(tmp_path):
+    content = asdict(record())
+    del content["curves"], content["cost"]
+    (tmp_path / "linear-old.json").write_text(json.dumps(content))
+    (found,) = records.find(tmp_path)
+    assert found.curves == {} and found.cost == {} and found.metrics == record().metrics
 
 
 def test_not_a_number_inside_the_config_is_refused_before_anything_is_written(tmp_path):

@@ -14,6 +14,7 @@ from tracking import identity
 from tracking.errors import UsageError
 
 SCHEMA = 1
+ADDED = {"curves", "cost"}  # since schema 1; older records lack them
 
 
 @dataclass
@@ -31,6 +32,8 @@ class Record:
     variant: what stands beside the method in its row: empty for the trained encoder, "random initialisation", ...
     setting: what tells apart results of one kind and split: "10 %", "k = 5", ...
     parents: keys of the runs this one builds on.
+    curves: name -> [[epoch or round, value], ...]; "train/loss @ client 3" is the train/loss of client 3.
+    cost: what the job took beside `seconds`, in bytes: peak_memory, ...
 
     Raises ValueError for a number that is not finite and for a malformed kind or data.
     """
@@ -48,6 +51,8 @@ class Record:
     variant: str = ""
     setting: str = ""
     parents: list[str] = field(default_factory=list)
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=identity.versions)
     commit: str | None = field(default_factory=identity.commit)
     command: str = field(default_factory=identity.command)
@@ -57,8 +62,12 @@ class Record:
     def __post_init__(self) -> None:
         self.metrics = {name: float(value) for name, value in self.metrics.items()}
         self.best = {name: float(value) for name, value in self.best.items()}
+        self.cost = {name: float(value) for name, value in self.cost.items()}
+        self.curves = {name: [[float(x), float(y)] for x, y in curve] for name, curve in self.curves.items()}
         self.seconds = float(self.seconds)
-        for name, value in [*self.metrics.items(), *self.best.items(), ("seconds", self.seconds)]:
+        numbers = [*self.metrics.items(), *self.best.items(), *self.cost.items(), ("seconds", self.seconds)]
+        numbers += [(name, value) for name, curve in self.curves.items() for point in curve for value in point]
+        for name, value in numbers:
             if not math.isfinite(value):
                 raise ValueError(f"a record holds finite numbers, {name} is {value}")
         if not re.fullmatch(r"[a-z0-9_-]+", self.kind):
@@ -106,8 +115,8 @@ def read(path: Path) -> Record:
         todo = "update this checkout" if schema > SCHEMA else "run its command again"
         raise UsageError(f"{path} has schema {schema}, this version reads {SCHEMA}: {todo}")
     names = {f.name for f in fields(Record)}
-    if content.keys() != names:
-        different = ", ".join(sorted(content.keys() ^ names))
+    if not names - ADDED <= content.keys() <= names:
+        different = ", ".join(sorted((content.keys() ^ names) - ADDED))
         raise UsageError(f"{path} is no complete record (see {different}): delete it and run its command again")
     try:
         return Record(**content)

@@ -35,6 +35,14 @@ class History(pl.Callback):
         """Metrics of the last epoch."""
         return self.epochs[-1] if self.epochs else {}
 
+    def curves(self) -> dict[str, list[list[float]]]:
+        """Metric -> [[epoch, value], ...] where it was measured, counted from 1, without what is not finite."""
+        names = dict.fromkeys(name for epoch in self.epochs for name in epoch if name != "epoch")
+        return {
+            name: [[e["epoch"] + 1, e[name]] for e in self.epochs if name in e and math.isfinite(e[name])]
+            for name in names
+        }
+
     def best(self, name: str) -> float:
         """Largest value that `name` reached in any epoch: the field's habit, never our headline."""
         return max(epoch[name] for epoch in self.epochs if name in epoch)

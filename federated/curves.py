@@ -1,0 +1,35 @@
+"""What a federation's rounds measured, as the curves of a record."""
+
+import math
+from collections import defaultdict
+
+
+def curves(rounds: list[dict]) -> dict[str, list[list[float]]]:
+    """Name -> [[round, value], ...], rounds counted from 1: metrics of every model and of every client, bytes,
+    drop-outs and the gap of averaged LoRA factors. "train/loss @ client 3" is that of client 3; without a name after @
+    it is the federation's own. Values that are not finite are left out.
+    """
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for record in rounds:
+        for name, value in _values(record).items():
+            if math.isfinite(value):
+                found[name].append([record["round"] + 1, float(value)])
+    return dict(found)
+
+
+def _values(record: dict) -> dict[str, float]:
+    failed = [outcome for outcome in record["outcomes"] if "error" in outcome]
+    values = dict(record["metrics"]) | {
+        "failed clients": len(failed),
+        "bytes up": record["bytes_up"],
+        "bytes down": record["bytes_down"],
+    }
+    if record["lora_gap"] is not None:
+        values["LoRA gap"] = record["lora_gap"]
+    for model, metrics in record["by_model"].items():
+        if len(record["by_model"]) > 1:  # of one model alone they are the federation's own
+            values |= {f"{name} @ {model}": value for name, value in metrics.items()}
+    for outcome in record["outcomes"]:
+        for name, value in outcome.get("metrics", {}).items():
+            values[f"{name} @ client {outcome['client']}"] = value
+    return values

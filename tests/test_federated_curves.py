@@ -1,0 +1,32 @@
+"""The curves of a federation: by round, by client, by model."""
+
+from federated.curves import curves
+
+
+def one_round(number, losses, failed=(), by_model=None, metrics=None, gap=None):
+    outcomes = [{"client": client, "metrics": {"train/loss": loss}} for client, loss in losses.items()]
+    outcomes += [{"client": client, "error": "ClientTimeout", "message": "late", "seconds": 1.0} for client in failed]
+    return {
+        "round": number,
+        "outcomes": outcomes,
+        "bytes_up": 10 * len(losses),
+        "bytes_down": 10 * len(outcomes),
+        "lora_gap": gap,
+        "metrics": metrics or {},
+        "by_model": by_model or {},
+    }
+
+
+def test_every_client_has_a_curve_with_gaps_where_it_failed():
+    found = curves([one_round(0, {0: 3.0, 2: 4.0}, gap=0.5), one_round(1, {2: float("nan")}, failed=[0])])
+    assert found["train/loss @ client 0"] == [[1, 3.0]] and found["train/loss @ client 2"] == [[1, 4.0]]
+    assert found["failed clients"] == [[1, 0.0], [2, 1.0]] and found["LoRA gap"] == [[1, 0.5]]
+    assert found["bytes up"] == [[1, 20.0], [2, 10.0]] and found["bytes down"] == [[1, 20.0], [2, 20.0]]
+
+
+def test_models_are_told_apart_where_there_are_several():
+    one = {"global": {"top1": 50.0}}
+    assert curves([one_round(0, {0: 1.0}, by_model=one, metrics={"top1": 50.0})])["top1"] == [[1, 50.0]]
+    two = {"client 0": {"top1": 40.0}, "client 1": {"top1": 60.0}}
+    found = curves([one_round(4, {0: 1.0}, by_model=two, metrics={"top1": 50.0})])
+    assert found["top1"] == [[5, 50.0]] and found["top1 @ client 0"] == [[5, 40.0]]
