@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 from datamodules import protocols
 from datamodules.errors import InputError
 from datamodules.miniature import skeletons
+from datamodules.miniature.folder import is_miniature
 from datamodules.preparation import prepare
 from datamodules.store import MINIATURE, store_folder
 from tracking.build import build, factory
@@ -33,7 +34,7 @@ def main(config: DictConfig) -> dict:
         recipes=list(data.recipes),
         exclude=protocols.missing(data.exclude) if data.exclude else frozenset(),
         name=data.name,
-        miniature=(raw / skeletons.MARK).is_file(),  # wherever it lies, it stays a miniature
+        miniature=is_miniature(raw),
         workers=config.workers,
         strict=config.strict,
     )

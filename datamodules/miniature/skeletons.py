@@ -1,10 +1,7 @@
 """Writes the miniature skeleton sets, in the file formats of NTU RGB+D and NW-UCLA."""
 
-import hashlib
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -12,10 +9,10 @@ import numpy as np
 
 from datamodules.errors import InputError
 from datamodules.miniature import actions, kinect_text, scenes
+from datamodules.miniature.folder import BANNER, Files, fill
 from datamodules.topology import NTU25, UCLA20
 
-BANNER = "miniature, not {}"
-MARK = "MINIATURE"  # no suffix: readers find raw files by theirs
+GENERATOR = ("actions", "kinect_text", "kinematics", "scenes", "skeletons")
 LEAST_FRAMES = 10  # room for a body to be lost and found
 NTU_PERFORMERS = (1, 2, 4, 5, 8, 9, 13, 14, 3, 6, 7, 11, 12)  # the first eight train in xsub
 UCLA_PERFORMERS = tuple(range(1, 11))
@@ -100,52 +97,11 @@ def write_ucla(
     return _write(Path(folder), report, {"performers": list(performers), "frames": list(frames)}, files)
 
 
-def _write(folder: Path, report: dict, sizes: dict, files: Callable[[], Iterator[tuple[str, bytes]]]) -> dict:
-    """Fill a new folder beside `folder` and rename it, unless `folder` holds the same already."""
+def _write(folder: Path, report: dict, sizes: dict, files: Files) -> dict:
+    """Fill `folder`; returns the report as a later call reads it back: keys are strings."""
     if sizes["frames"][0] < LEAST_FRAMES:
         raise InputError(
             f"frames: expected at least {LEAST_FRAMES} a clip, found {sizes['frames'][0]}: ask for longer ones"
         )
-    report = json.loads(json.dumps(report))  # what a later call reads back: keys are strings
-    made_by = report | sizes | {"generator": _generator_digest()}
-    if _holds(folder, made_by):
-        return report
-    if folder.exists() and not (folder / MARK).is_file() and not _is_empty(folder):
-        raise InputError(f"expected a miniature or nothing at {folder}, found other files: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
-        listing = {}
-        for name, content in files():
-            (unfinished / name).write_bytes(content)
-            listing[name] = len(content)
-        (unfinished / MARK).write_text(json.dumps(made_by | {"files": listing}, indent=1))
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-    return report
-
-
-def _holds(folder: Path, made_by: dict) -> bool:
-    """Whether `folder` is a whole miniature made by the same generator from the same arguments."""
-    try:
-        mark = json.loads((folder / MARK).read_text())
-        found = {entry.name: entry.stat().st_size for entry in os.scandir(folder) if entry.name != MARK}
-        return mark.pop("files") == found and mark == made_by
-    except (OSError, ValueError, KeyError, AttributeError):
-        return False
-
-
-def _is_empty(folder: Path) -> bool:
-    return folder.is_dir() and next(folder.iterdir(), None) is None
-
-
-def _generator_digest() -> str:
-    """SHA-256 of the code that draws the sets, so that a set of an older one is written anew."""
-    names = ("actions", "kinect_text", "kinematics", "scenes", "skeletons")
-    sources = [Path(__file__).with_name(f"{name}.py").read_bytes() for name in names]
-    return hashlib.sha256(b"".join(sources)).hexdigest()
+    fill(folder, report | sizes, [Path(__file__).with_name(f"{name}.py") for name in GENERATOR], files)
+    return json.loads(json.dumps(report))
