@@ -22,8 +22,8 @@ def fill(folder: Path, made_by: Mapping[str, Any], generators: Sequence[Path], f
     made_by: what the content is a function of, beside the code of `generators` (their source files); it stands in the
     folder's mark. Raises InputError if the folder holds anything else than a miniature.
     """
-    made_by = json.loads(json.dumps(dict(made_by) | {"generator": _digest(generators)}))
-    if _holds(folder, made_by):
+    mark: dict[str, Any] = json.loads(json.dumps({**made_by, "generator": _digest(generators)}))
+    if _holds(folder, mark):
         return
     if folder.exists() and not (folder / MARK).is_file() and not _is_empty(folder):
         raise InputError(f"expected a miniature or nothing at {folder}, found other files: choose another folder")
@@ -38,7 +38,7 @@ def fill(folder: Path, made_by: Mapping[str, Any], generators: Sequence[Path], f
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
             listing[name] = len(content)
-        (unfinished / MARK).write_text(json.dumps(made_by | {"files": listing}, indent=1))
+        (unfinished / MARK).write_text(json.dumps(mark | {"files": listing}, indent=1))
         if folder.exists():
             shutil.rmtree(folder)
         unfinished.rename(folder)
