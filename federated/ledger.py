@@ -46,9 +46,9 @@ class Ledger:
         told = {"version": VERSION, "identity": self._identity, "next_round": progress.next_round}
         half_written = self._path.with_name(self._path.name + ".writing")
         save_file(_flatten(progress), half_written, {"ledger": json.dumps(told | {"records": progress.records})})
-        _to_disk(half_written)
+        to_disk(half_written)
         os.replace(half_written, self._path)
-        _to_disk(self._path.parent)
+        to_disk(self._path.parent)
 
     def resume(self) -> Progress | None:
         """The last complete round, torch's random state set to what it was then; None where nothing is recorded.
@@ -94,7 +94,8 @@ def _unflatten(tensors: State, told: dict) -> Progress:
     return progress
 
 
-def _to_disk(path: Path) -> None:
+def to_disk(path: Path) -> None:
+    """Wait until a file's bytes, or a folder's names, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -82,6 +82,38 @@ class SignAgreement:
         return total
 
 
+@dataclass(frozen=True)
+class Sparsity:
+    """weight sum |A| over the LoRA factors A (YOCO, local loss: lambda, between 1e-4 and 1e-1 by setting)."""
+
+    weight: float = 1e-4
+
+    name: ClassVar[str] = "sparsity"
+
+    def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:
+        sizes = (parameters[name].abs().sum() for name in parameters if ".lora_A" in name)
+        return self.weight * sum(sizes, start=torch.zeros(()))
+
+
+@dataclass(frozen=True)
+class Orthogonality:
+    """weight ||A A^T - I||_F^2 over the LoRA factors A (r, in), the weight falling by a cosine from `begin` to `end`.
+
+    YOCO's released branch has it in place of the paper's sparsity. A^T A - I would differ by the constant in - r alone.
+    """
+
+    begin: float = 0.1
+    end: float = 0.01
+
+    name: ClassVar[str] = "orthogonality"
+
+    def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:
+        weight = self.end + 0.5 * (self.begin - self.end) * (1 + math.cos(math.pi * progress))
+        factors = [parameters[name] for name in parameters if ".lora_A" in name]
+        apart = ((a @ a.T - torch.eye(len(a), dtype=a.dtype, device=a.device)).square().sum() for a in factors)
+        return weight * sum(apart, start=torch.zeros(()))
+
+
 class TermGradients(pl.Callback):
     """Adds the terms' gradients to those of the loss and logs their values as `train/<name>`, means over the steps."""
 

@@ -181,7 +181,7 @@ def test_partitions_and_strategies_are_chosen_by_name(root):
 def test_a_strategy_starts_from_its_own_defaults(path):
     settings = OmegaConf.load(path)
     built = federate.build(settings)
-    assert type(built).__name__.lower() == path.stem
+    assert type(built).__name__.lower() == path.stem.replace("_", "")
     assert asdict(built) == asdict(type(built)()) == {name: settings[name] for name in asdict(built)}
 
 
