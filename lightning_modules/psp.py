@@ -1,5 +1,6 @@
 """PSP Learning: pyramid self-attention polymerisation for semi-supervised recognition (Xu and Shu 2023; methods §5)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules.batch import SkeletonBatch
+from datamodules.transforms.spatial import Augmentation
 from lightning_modules.attention.ppa import PPA, Pyramid
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import linear, pool, projection_head
@@ -40,6 +42,7 @@ class PSP(TwoStreamModule, ScoredModule):
     topology: name of the skeleton, whose groups are the pyramid. num_classes: width of the classifier.
     weight: of CCL, published .2; 0 is the baseline, cross-entropy alone under the same batches.
     temperature: of every InfoNCE, published .07. longest: the longest clip of the data set, in frames.
+    augmentations: as in TwoStreamModule.
     """
 
     def __init__(
@@ -53,8 +56,9 @@ class PSP(TwoStreamModule, ScoredModule):
         weight: float = 0.2,
         temperature: float = 0.07,
         longest: int = 300,
+        augmentations: Sequence[Augmentation] = (),
     ):
-        super().__init__(encoder, optimizer, schedule, seed, longest)
+        super().__init__(encoder, optimizer, schedule, seed, longest, augmentations)
         self.weight, self.temperature = weight, temperature
         self.ppa = PPA(topology, encoder.out_channels, heads=encoder.subsets)
         self.head = projection_head(encoder.out_channels)

@@ -1,10 +1,12 @@
 """SDS-CL: spatiotemporal decouple-and-squeeze contrastive learning (Xu et al., TNNLS 2023; methods §4)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
 
 from datamodules.batch import SkeletonBatch
+from datamodules.transforms.spatial import Augmentation
 from lightning_modules.attention.siia import SIIA, Decoupled
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import projection_head
@@ -44,6 +46,7 @@ class SDSCL(TwoStreamModule):
     """Joint and motion through one encoder, decoupled by SIIA, contrasted by STL, TSL and GL.
 
     temperature: of every InfoNCE, published .07. longest: the longest clip of the data set, in frames.
+    augmentations: as in TwoStreamModule.
     """
 
     def __init__(
@@ -54,8 +57,9 @@ class SDSCL(TwoStreamModule):
         seed: int,
         temperature: float = 0.07,
         longest: int = 300,
+        augmentations: Sequence[Augmentation] = (),
     ):
-        super().__init__(encoder, optimizer, schedule, seed, longest)
+        super().__init__(encoder, optimizer, schedule, seed, longest, augmentations)
         self.temperature = temperature
         self.siia = SIIA(encoder.out_channels, heads=encoder.subsets)
         self.head = projection_head(encoder.out_channels)

@@ -1,9 +1,12 @@
 """What SDS-CL and PSP share: joint and motion streams of a clip through one DSTA-Net."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from datamodules.batch import SkeletonBatch
+from datamodules.transforms.spatial import Augmentation, Compose
 from datamodules.transforms.streams import motion as motion_stream
 from datamodules.transforms.temporal import SampleFrames, drop_empty
 from lightning_modules.base import SkeletonModule
@@ -12,14 +15,28 @@ from lightning_modules.heads import pool
 from lightning_modules.schedules import Schedule
 
 
+# Views of the augmentations' draws: past those of any frame sampling.
+AUGMENTED = 16
+
+
 class TwoStreamModule(SkeletonModule):
     """A method on joint and motion features of one encoder (methods §4.1, clip to input).
 
-    longest: the longest clip of the data set, in frames.
+    longest: the longest clip of the data set, in frames. augmentations: what each stream of a training clip goes
+    through in turn, with numbers of its own; published: none.
     """
 
-    def __init__(self, encoder: DSTANet, optimizer, schedule: Schedule, seed: int, longest: int):
+    def __init__(
+        self,
+        encoder: DSTANet,
+        optimizer,
+        schedule: Schedule,
+        seed: int,
+        longest: int,
+        augmentations: Sequence[Augmentation] = (),
+    ):
         super().__init__(optimizer, schedule, seed)
+        self.augment = Compose(augmentations)
         self.encoder, self.feature_width = encoder, encoder.out_channels
         self.sampling = SampleFrames(encoder.num_frames, longest)
 
@@ -53,5 +70,9 @@ class TwoStreamModule(SkeletonModule):
         return rows if self.place.world == 1 else torch.cat(tuple(self.all_gather(rows, sync_grads=True)))
 
     def _sample(self, stream: Tensor, num_frames: Tensor, view: int) -> Tensor:
-        drawn = self.draw(self.sampling, len(stream), view) if self.training else None
-        return self.sampling.apply(stream, drawn, num_frames)
+        if not self.training:
+            return self.sampling.apply(stream, None, num_frames)
+        sampled = self.sampling.apply(stream, self.draw(self.sampling, len(stream), view), num_frames)
+        if not self.augment.augmentations:
+            return sampled
+        return self.augment.apply(sampled, self.draw(self.augment, len(stream), AUGMENTED + view))

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from datamodules.batch import SkeletonBatch
 from datamodules.errors import InputError
 from datamodules.randomness import generator
+from datamodules.transforms.spatial import Tilt
 from lightning_modules.attention.siia import SIIA, attend
 from lightning_modules.base import Place
 from lightning_modules.encoders.dsta import DSTANet
@@ -26,10 +27,10 @@ def random(*shape: int, key: int = 0) -> Tensor:
     return torch.randn(*shape, generator=generator(11, key))
 
 
-def module(lr: float = 0.01) -> SDSCL:
+def module(lr: float = 0.01, **options) -> SDSCL:
     torch.manual_seed(0)
     encoder = DSTANet("ntu25", LAYERS, subsets=2, num_frames=12)
-    return SDSCL(encoder, partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True), Constant(), seed=3)
+    return SDSCL(encoder, partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True), Constant(), seed=3, **options)
 
 
 def batch(clips: int = 4, frames: int = 30) -> SkeletonBatch:
@@ -75,6 +76,19 @@ def test_a_training_step_moves_running_statistics_of_siia_once_a_stream_joint_fi
     model.views(*clips)
     torch.testing.assert_close(norm.running_mean, expected, rtol=1e-4, atol=1e-4)
     assert norm.num_batches_tracked == 2
+
+
+def test_augmentations_change_each_stream_by_its_own_numbers_and_training_alone():
+    plain, augmented = module(), module(augmentations=[Tilt(probability=1.0)])
+    for before, after in zip(plain.eval().streams(batch()), augmented.eval().streams(batch()), strict=True):
+        assert torch.equal(before, after)
+    degrees = []
+    for before, after in zip(plain.train().streams(batch()), augmented.train().streams(batch()), strict=True):
+        flat, turned = (stream[0].flatten(1).double() for stream in (before, after))
+        turn = turned @ torch.linalg.pinv(flat)
+        torch.testing.assert_close(turn @ turn.T, torch.eye(3, dtype=turn.dtype), atol=1e-5, rtol=0)
+        degrees.append(turn)
+    assert (degrees[0] - degrees[1]).abs().max() > 1e-2, "joint and motion turn apart"
 
 
 def slow_maps(queries: Tensor, keys: Tensor) -> Tensor:

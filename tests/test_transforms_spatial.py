@@ -11,11 +11,12 @@ from goldens_a2mc import augmentation_errors, view_errors
 from datamodules.errors import InputError
 from datamodules.randomness import generator, take_rows
 from datamodules.topology import NTU25, TOPOLOGIES, UCLA20
-from datamodules.transforms.spatial import Compose, Flip, Rotate, Shear, SpatialMask, TemporalMask
+from datamodules.transforms.spatial import Compose, Flip, Rotate, Shear, SpatialMask, TemporalMask, Tilt
 from datamodules.transforms.streams import bone, motion
 from datamodules.transforms.views import CroppedView, published_augmentations
 
-ALL = published_augmentations("ntu25")
+PUBLISHED = published_augmentations("ntu25")
+ALL = [*PUBLISHED, Tilt()]
 
 
 def clips(n: int = 6, frames: int = 64, joints: int = 25) -> torch.Tensor:
@@ -86,6 +87,13 @@ def test_one_main_axis_and_no_negative_angle():
     counts = (main > 1).sum(0)
     assert (counts > 800).all(), "every axis is the main one of a third of the clips"
     assert abs(main.max(1).values.mean() - 15.5) < 0.6
+
+
+def test_tilt_turns_every_axis_either_way_by_the_rotation_of_the_same_degrees():
+    degrees = Tilt(reach=18.0).draw(3000, generator(5))["degrees"]
+    assert -18 <= degrees.min() < -17.9 and 17.9 < degrees.max() <= 18 and degrees.mean(0).abs().max() < 0.5
+    joints, drawn = clips(2, 4).double(), {"applied": torch.tensor([True, True]), "degrees": degrees[:2]}
+    assert torch.equal(certain(Tilt).apply(joints, drawn), certain(Rotate).apply(joints, drawn))
 
 
 def test_flip_swaps_sides_without_mirroring_and_is_its_own_inverse():
@@ -162,7 +170,7 @@ def test_compose_applies_in_order():
 
 
 def test_published_augmentations_and_their_order():
-    assert [type(a) for a in ALL] == [Rotate, Flip, Shear, SpatialMask, TemporalMask]
+    assert [type(a) for a in PUBLISHED] == [Rotate, Flip, Shear, SpatialMask, TemporalMask]
     assert all(a.probability == 0.5 for a in ALL)
 
 

@@ -1,4 +1,4 @@
-"""A2MC's and SCD-Net's augmentations of cropped clips (N, C, T, V, M); each clip has its own numbers and luck."""
+"""Augmentations of clips (N, C, T, V, M), most of them A2MC's and SCD-Net's; each clip has its own numbers and luck."""
 
 import math
 from collections.abc import Sequence
@@ -49,6 +49,12 @@ def _turns(angle: Tensor, first: int, second: int) -> Tensor:
     return matrices
 
 
+def _turned(degrees: Tensor, joints: Tensor) -> Tensor:
+    """Clips (N, 3, T, V, M) turned clockwise about x, then y, then z by degrees (N, 3)."""
+    x, y, z = (degrees * math.pi / 180).unbind(1)
+    return _transformed(_turns(z, 0, 1) @ _turns(y, 2, 0) @ _turns(x, 1, 2), joints)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rotate(Augmentation):
     """Clockwise about x, then y, then z: by U(0, main) degrees about one axis, U(0, other) about the rest."""
@@ -63,8 +69,21 @@ class Rotate(Augmentation):
         return {"degrees": torch.rand(n, 3, generator=generator, dtype=torch.float64) * largest}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        x, y, z = (drawn["degrees"] * math.pi / 180).unbind(1)
-        return _transformed(_turns(z, 0, 1) @ _turns(y, 2, 0) @ _turns(x, 1, 2), joints)
+        return _turned(drawn["degrees"], joints)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tilt(Augmentation):
+    """About x, then y, then z by U(-reach, reach) degrees each; SDS-CL's file holds it with 18, switched off."""
+
+    reach: float = 18.0
+
+    def numbers(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """degrees (n, 3)"""
+        return {"degrees": self.reach * (2 * torch.rand(n, 3, generator=generator, dtype=torch.float64) - 1)}
+
+    def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        return _turned(drawn["degrees"], joints)
 
 
 @dataclass(frozen=True, kw_only=True)
