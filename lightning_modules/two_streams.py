@@ -14,7 +14,6 @@ from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import pool
 from lightning_modules.schedules import Schedule
 
-
 # Views of the augmentations' draws: past those of any frame sampling.
 AUGMENTED = 16
 
