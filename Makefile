@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint constraints clean reproduce-ntu60 reproduce-ucla
+.PHONY: help install test test-all lint constraints clean reproduce-ntu60 reproduce-ntu120 reproduce-ucla
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,21 +53,22 @@ full ?= false
 ARGS ?=
 sizes = scale=$(or $(scale),$(if $(1),published,mini)) $(if $(1),raw='$(1)')
 
-NTU60_EXPERIMENTS := ntu60/sds_cl_xsub$(if $(filter true,$(full)),$(comma)ntu60/sds_cl_xview)
-NTU60_FRACTIONS := 0.1$(if $(filter true,$(full)),$(comma)0.05$(comma)0.2$(comma)0.4)
+# $(1) data set, $(2) raw folder, $(3) experiments, $(4) shares of the labels
+define chain
+$(BIN)/python prepare.py data=$(1) $(if $(2),raw='$(2)')
+$(BIN)/python train.py -m experiment=$(3) $(call sizes,$(2)) $(ARGS)
+$(BIN)/python eval.py -m experiment=$(3) protocol=knn,linear $(call sizes,$(2)) $(ARGS)
+$(BIN)/python eval.py -m experiment=$(3) protocol=semi protocol.fraction=$(4) $(call sizes,$(2)) $(ARGS)
+$(BIN)/python report.py name=$(1)
+endef
+both = $(1)$(if $(filter true,$(full)),$(comma)$(2))
+FRACTIONS := $(call both,0.1,0.05$(comma)0.2$(comma)0.4)
 
 reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, pre-train, evaluate, report [NTU60_RAW=folder full=true scale=...]
-	$(BIN)/python prepare.py data=ntu60 $(if $(NTU60_RAW),raw='$(NTU60_RAW)')
-	$(BIN)/python train.py -m experiment=$(NTU60_EXPERIMENTS) $(call sizes,$(NTU60_RAW)) $(ARGS)
-	$(BIN)/python eval.py -m experiment=$(NTU60_EXPERIMENTS) protocol=knn,linear $(call sizes,$(NTU60_RAW)) $(ARGS)
-	$(BIN)/python eval.py -m experiment=$(NTU60_EXPERIMENTS) protocol=semi protocol.fraction=$(NTU60_FRACTIONS) $(call sizes,$(NTU60_RAW)) $(ARGS)
-	$(BIN)/python report.py name=ntu60
+	$(call chain,ntu60,$(NTU60_RAW),$(call both,ntu60/sds_cl_xsub,ntu60/sds_cl_xview),$(FRACTIONS))
 
-UCLA_FRACTIONS := 0.05,0.15,0.3,0.4
+reproduce-ntu120: $(STAMP) ## NTU RGB+D 120: the same chain [NTU120_RAW=folder full=true scale=...]
+	$(call chain,ntu120,$(NTU120_RAW),$(call both,ntu120/sds_cl_xsub,ntu120/sds_cl_xset),$(FRACTIONS))
 
 reproduce-ucla: $(STAMP) ## NW-UCLA: the same chain [UCLA_RAW=folder scale=cpu]
-	$(BIN)/python prepare.py data=ucla $(if $(UCLA_RAW),raw='$(UCLA_RAW)')
-	$(BIN)/python train.py experiment=ucla/sds_cl $(call sizes,$(UCLA_RAW)) $(ARGS)
-	$(BIN)/python eval.py -m experiment=ucla/sds_cl protocol=knn,linear $(call sizes,$(UCLA_RAW)) $(ARGS)
-	$(BIN)/python eval.py -m experiment=ucla/sds_cl protocol=semi protocol.fraction=$(UCLA_FRACTIONS) $(call sizes,$(UCLA_RAW)) $(ARGS)
-	$(BIN)/python report.py name=ucla
+	$(call chain,ucla,$(UCLA_RAW),ucla/sds_cl,0.05$(comma)0.15$(comma)0.3$(comma)0.4)

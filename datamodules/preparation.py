@@ -46,6 +46,7 @@ NUMBERS = {  # column of the index: what of a sample it holds
     "cameras": lambda sample: sample.camera,
     "setups": lambda sample: sample.setup,
     "replications": lambda sample: sample.replication,
+    "listed": lambda sample: sample.listed,
     "frames": lambda sample: sample.joints.shape[0],
     "bodies": lambda sample: sample.joints.shape[1],
 }
@@ -76,8 +77,9 @@ def prepare(
 ) -> dict:
     """Prepare a raw folder into `out/raw` and `out/<recipe>`, or find that this has been done.
 
-    exclude: names of clips to leave out (a data set's list of missing skeletons). workers: processes, 0 for one a core.
-    strict: a file that cannot be read is an error, and nothing is written; otherwise the raw manifest records it.
+    exclude: names of files, without suffix, to leave out (a data set's list of missing skeletons).
+    workers: processes, 0 for one a core. strict: a file or clip that cannot be read is an error, and nothing is
+    written; otherwise the raw manifest records it.
     A killed run is continued by the next and leaves the same bytes. Returns dataset, miniature, out, clips, rejected,
     excluded, recipes, digest (of the raw store) and already (nothing was to be done). Raises InputError.
     """
@@ -106,7 +108,7 @@ def _plan(reader: Reader, raw: Path, exclude: frozenset[str], name: str, miniatu
     files = [path for path in listed if path.stem not in exclude]
     if not files:
         raise InputError(f"{raw}: expected clips besides the missing list, found none: choose another folder")
-    marks = [(str(path.relative_to(raw)), *_size_and_time(path)) for path in listed]
+    marks = [(str(path.relative_to(raw)), *_size_and_time(path)) for path in (*listed, *reader.companions(raw))]
     source = hashlib.sha256(json.dumps([repr(reader), marks, sorted(exclude)]).encode()).hexdigest()
     facts = {"dataset": name, "miniature": miniature, "topology": reader.topology.name}
     return _Plan(reader, raw, files, len(listed) - len(files), source, facts)
@@ -186,9 +188,11 @@ def _build_raw(plan: _Plan, work: Path, workers: int) -> SkeletonStore:
     convert = partial(_read_shard, plan.reader)
     shards = convert_all(pieces, _split(plan.files, FILES_PER_SHARD), convert, workers, "reading raw files")
     rejected = [reason for shard in shards for reason in json.loads(str(array_of(shard, "rejected")))]
-    if len(rejected) == len(plan.files):
-        _give_up(work, f"{plan.raw}: expected clips, {_rejections(rejected)}: choose another folder")
     columns = {column: np.concatenate([array_of(shard, column) for shard in shards]) for column in ("names", *NUMBERS)}
+    if len(columns["names"]) == 0:
+        _give_up(work, f"{plan.raw}: expected clips, {_rejections(rejected)}: choose another folder")
+    if not (columns["names"][:-1] < columns["names"][1:]).all():
+        raise ValueError(f"{plan.reader} gives clips whose names are not in ascending order")
     offsets = _offsets(columns["frames"], columns["bodies"], plan.reader.topology.num_joints)
     index = StoreIndex(**columns, offsets=offsets)
     counts = _counts(index) | {"rejected": len(rejected), "excluded": plan.excluded}
@@ -217,12 +221,12 @@ def _read_shard(reader: Reader, paths: Sequence[Path]) -> dict[str, np.ndarray]:
     """Flat arrays of the sound clips of some files, and a JSON list of the others with reasons."""
     samples, rejected = [], []
     for path in paths:
-        try:
-            samples.append(_sound(reader.read(path), path))
-        except MalformedFile as error:
-            rejected.append({"file": path.name, "line": error.line, "reason": error.reason})
-        except OSError as error:  # no fault of the file: half a data set must not replace a whole one
-            raise InputError(f"{path}: expected a readable file, found {error.strerror}: run again") from None
+        for found in _clips_of(reader, path):
+            if isinstance(found, MalformedFile):
+                clip = found.clip or path.stem
+                rejected.append({"clip": clip, "file": found.path.name, "line": found.line, "reason": found.reason})
+            else:
+                samples.append(found)
     numbers = {key: np.array([value(sample) for sample in samples], dtype=np.int64) for key, value in NUMBERS.items()}
     return numbers | {
         "names": np.array([sample.name for sample in samples], dtype=np.str_),
@@ -238,15 +242,28 @@ def _derive_shard(raw: SkeletonStore, recipe: str, rows: Sequence[int]) -> dict[
     return {"joints": _flat(clips, np.float32), "bodies": bodies}
 
 
-def _sound(sample: RawSample, path: Path) -> RawSample:
-    """What no store may hold, whoever read it."""
-    if sample.name != path.stem:
-        raise MalformedFile(path, None, f"expected the clip {path.stem}, found {sample.name}")
-    if not np.isfinite(sample.joints).all():
-        raise MalformedFile(path, None, "a coordinate is not a finite number")
-    if not sample.joints.any():
-        raise MalformedFile(path, None, "no body in any frame")
-    return sample
+def _clips_of(reader: Reader, path: Path) -> Iterator[RawSample | MalformedFile]:
+    """The sound clips of a file, and what is wrong with the others or with all of it."""
+    try:
+        for found in reader.clips(path):
+            yield found if isinstance(found, MalformedFile) else _sound(found, path)
+    except MalformedFile as error:
+        yield error
+    except OSError as error:  # no fault of the file: half a data set must not replace a whole one
+        raise InputError(f"{path}: expected a readable file, found {error.strerror}: run again") from None
+
+
+def _sound(sample: RawSample, path: Path) -> RawSample | MalformedFile:
+    """The sample, unless it is what no store may hold, whoever read it."""
+    if not f"{sample.name}.".startswith(f"{path.stem}."):
+        reason = f"expected the clip {path.stem}, found {sample.name}"
+    elif not np.isfinite(sample.joints).all():
+        reason = "a coordinate is not a finite number"
+    elif not sample.joints.any():
+        reason = "no body in any frame"
+    else:
+        return sample
+    return MalformedFile(path, None, reason, clip=sample.name)
 
 
 def _give_up(work: Path, reason: str) -> None:
@@ -301,7 +318,7 @@ def _report(out: Path, recipes: Sequence[str], already: bool) -> dict:
     reasons = f" (reasons in {out / RAW / MANIFEST})" if counts["rejected"] else ""
     print(
         f"{manifest['dataset']}{mark}: {'already prepared, ' if already else ''}{counts['clips']} clips in {out}, "
-        f"{counts['rejected']} files rejected{reasons}, {counts['excluded']} left out by the missing list"
+        f"{counts['rejected']} rejected{reasons}, {counts['excluded']} left out by the missing list"
     )
     return {
         "dataset": manifest["dataset"],

@@ -12,7 +12,7 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,6 +46,7 @@ class StoreIndex:
 
     names: str. offsets: int64, where the clip starts in `joints.npy`, in numbers. frames, bodies: int64 sizes.
     labels (counted from 0), performers, cameras, setups, replications: int64, -1 where the set has none.
+    listed: int64, sides of the set's own lists as in `RawSample`; only sets that have such lists store it.
     """
 
     names: np.ndarray
@@ -57,6 +58,11 @@ class StoreIndex:
     cameras: np.ndarray
     setups: np.ndarray
     replications: np.ndarray
+    listed: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    def __post_init__(self):
+        if len(self.listed) == 0:
+            object.__setattr__(self, "listed", np.full(len(self.names), -1))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -256,13 +262,15 @@ def _window(flat: np.ndarray, start: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def _read_index(path: Path) -> StoreIndex:
     with np.load(path, allow_pickle=False) as arrays:
-        return StoreIndex(**{name: arrays[name] for name in INDEX_FIELDS})
+        return StoreIndex(**arrays)
 
 
 def _write_index(path: Path, index: StoreIndex) -> dict:
     """An npz whose bytes depend on the arrays alone: np.savez leaves entry times to the Python version."""
     with durable(path) as file, zipfile.ZipFile(file, "w") as archive:
         for name in INDEX_FIELDS:
+            if name == "listed" and (index.listed == -1).all():
+                continue
             with archive.open(zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0)), "w") as entry:
                 np.lib.format.write_array(entry, getattr(index, name), allow_pickle=False)
     return _summary(path)

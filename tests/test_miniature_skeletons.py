@@ -17,7 +17,7 @@ from datamodules.readers.nw_ucla import UCLAReader
 from datamodules.topology import NTU25, UCLA20
 
 SMALL = {"performers": (1, 11), "replications": 1, "frames": (12, 16)}
-ROLES = [role for roles in actions.NTU_ACTIONS.values() for role in roles]
+ROLES = [role for roles in (actions.NTU_ACTIONS | actions.NTU120_ACTIONS).values() for role in roles]
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,30 @@ def test_the_whole_set_has_both_sides_of_every_protocol_and_no_missing_name():
         for action in actions.NTU_ACTIONS
     }
     assert len(names) == 780 and not names & protocols.missing("ntu60")
+
+
+def test_ntu120_has_both_sides_of_both_protocols_and_no_missing_name(tmp_path):
+    report = skeletons.write_ntu120(tmp_path / "ntu", performers=(1, 41, 47), replications=1, frames=(12, 14))
+    reader = NTUReader(actions=120)
+    paths = [path for path in reader.files(tmp_path / "ntu") if path.name not in report["rejected"]]
+    found = [reader.read(path) for path in paths]
+    assert len(found) == report["clips"] == 3 * (10 + 8 + 8) and report["banner"] == "miniature, not NTU RGB+D 120"
+    assert {str(one.label + 1) for one in found} == set(report["actions"])
+    assert {(one.setup, one.performer) for one in found} == {(1, 1), (18, 41), (19, 47)}
+    crowds = {one.label + 1 for one in found if len(np.unique(one.body_ids[one.body_ids >= 0])) > 1}
+    assert {50, 58, 112} <= crowds
+
+    setups = skeletons._NTU120_SETUPS
+    names = {
+        f"S{setup:03}C{camera:03}P{performer:03}R{replication:03}A{action:03}"
+        for performer, setup in setups.items()
+        for camera in (1, 2, 3)
+        for replication in (1, 2)
+        for action in (actions.NTU_ACTIONS if performer <= 40 else actions.NTU120_ACTIONS)
+    }
+    assert not names & protocols.missing("ntu120")
+    assert len(protocols.NTU120_PERFORMERS & set(setups)) == 9 and len(setups) == 16
+    assert set(setups.values()) == {1, 2, 18, 19, 20}
 
 
 @pytest.mark.parametrize("action", ROLES, ids=lambda role: role.name)

@@ -19,7 +19,7 @@ from datamodules import preparation
 from datamodules.errors import InputError
 from datamodules.normalise import RECIPES
 from datamodules.preparation import prepare
-from datamodules.readers import MalformedFile, RawSample
+from datamodules.readers import MalformedFile, OneClipAFile, RawSample
 from datamodules.readers.ntu_rgbd import NTUReader
 from datamodules.store import SkeletonStore, open_derived, read_manifest
 from datamodules.topology import NTU25, SkeletonTopology
@@ -28,7 +28,7 @@ GOLDEN_RAW = Path(__file__).parent / "golden" / "ntu" / "raw"
 
 
 @dataclass(frozen=True)
-class SeedReader:
+class SeedReader(OneClipAFile):
     """`NAME.seed` holds seed, frames and bodies of a random clip, or the name of an accident."""
 
     topology: ClassVar[SkeletonTopology] = NTU25
@@ -96,7 +96,7 @@ def test_stores_hold_what_the_reader_and_the_recipes_say(raw, tmp_path, capsys):
     for row in range(10):
         sample = SeedReader().read(raw / f"clip{row:02}.seed")
         assert np.array_equal(store.clip(row), sample.joints) and np.array_equal(store.body_ids(row), sample.body_ids)
-        for recipe in RECIPES:
+        for recipe in ("agcn", "dsta"):
             derived = open_derived(tmp_path / "out", recipe)
             assert np.array_equal(derived.clip(row), RECIPES[recipe](sample.joints, sample.body_ids, NTU25))
             assert derived.index.labels[row] == sample.label and derived.index.frames[row] == len(sample.joints)
@@ -160,7 +160,81 @@ def test_rejected_files_are_recorded_and_counted(raw, tmp_path, capsys):
     assert "clip03" not in SkeletonStore(tmp_path / "out" / "raw").index.names
     assert manifest["tool"].startswith("skelfed ")
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "4 files rejected" in last and "2 left out by the missing list" in last
+    assert "4 rejected" in last and "2 left out by the missing list" in last
+
+
+class ManyReader(SeedReader):
+    """Every line of a file is a clip; the file `list` names which of them train."""
+
+    def companions(self, raw: Path) -> list[Path]:
+        return [raw / "list"]
+
+    def clips(self, path: Path):
+        if path.read_text() == "broken":
+            raise MalformedFile(path, 3, "is broken")
+        listed = (path.parent / "list").read_text().split()
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            name = f"{path.stem}.{number:03}"
+            if line == "bad":
+                yield MalformedFile(path.parent / "list", number, "is bad", clip=name)
+                continue
+            seed, frames, factor = map(int, line.split())
+            joints = factor * np.random.default_rng(seed).normal(size=(frames, 1, 25, 3)).astype(np.float32)
+            side = 1 if path.stem in listed else 2
+            yield RawSample(name, joints, np.zeros((frames, 1), dtype=np.int64), label=seed % 3, listed=side)
+
+
+def write_many(folder):
+    folder.mkdir()
+    (folder / "list").write_text("a c")
+    for name, text in {"a": "1 4 1\n2 3 1", "b": "3 5 1\nbad\n4 3 0\n5 3 1", "c": "broken", "d": "6 2 1"}.items():
+        (folder / f"{name}.seed").write_text(text)
+    return folder
+
+
+def test_files_of_many_clips(tmp_path):
+    raw = write_many(tmp_path / "files")
+    summary = run(raw, tmp_path / "out", ["dsta"], ManyReader())
+    store = open_derived(tmp_path / "out", "dsta")
+    assert store.index.names.tolist() == ["a.001", "a.002", "b.001", "b.004", "d.001"]
+    assert store.index.listed.tolist() == [1, 1, 2, 2, 2] and store.index.frames.tolist() == [4, 3, 5, 3, 2]
+    expected = np.random.default_rng(5).normal(size=(3, 1, 25, 3)).astype(np.float32)
+    assert np.array_equal(SkeletonStore(tmp_path / "out" / "raw").clip(3), expected)
+    manifest = read_manifest(tmp_path / "out" / "raw")
+    assert [tuple(entry.values()) for entry in manifest["rejected"]] == [
+        ("b.002", "list", 2, "is bad"),
+        ("b.003", "b.seed", None, "no body in any frame"),
+        ("c", "c.seed", 3, "is broken"),
+    ]
+    assert (summary["clips"], summary["rejected"]) == (5, 3)
+    run(raw, tmp_path / "two", ["dsta"], ManyReader(), workers=2)
+    assert contents(tmp_path / "two") == contents(tmp_path / "out")
+
+
+def test_a_changed_companion_is_prepared_again(tmp_path):
+    raw, out = write_many(tmp_path / "files"), tmp_path / "out"
+    first = run(raw, out, ["dsta"], ManyReader())
+    assert run(raw, out, ["dsta"], ManyReader())["already"]
+    (raw / "list").write_text("a b c d")
+    again = run(raw, out, ["dsta"], ManyReader())
+    assert not again["already"] and again["digest"] != first["digest"]
+    assert (open_derived(out, "dsta").index.listed == 1).all()
+
+
+def test_a_reader_that_mixes_up_its_clips_is_found_out(tmp_path):
+    class Backwards(ManyReader):
+        def clips(self, path):
+            return iter(list(super().clips(path))[::-1])
+
+    with pytest.raises(ValueError, match="ascending"):
+        run(write_many(tmp_path / "files"), tmp_path / "out", ["dsta"], Backwards())
+
+
+def test_stores_of_sets_without_lists_do_not_know_of_them(raw, tmp_path):
+    run(raw, tmp_path / "out", ["dsta"])
+    with np.load(tmp_path / "out" / "raw" / "index.npz") as arrays:
+        assert "listed" not in arrays
+    assert (open_derived(tmp_path / "out", "dsta").index.listed == -1).all()
 
 
 def test_strict_writes_nothing(raw, tmp_path):

@@ -61,7 +61,7 @@ def test_ntu60_splits_have_the_official_counts(ntu60, name, train, test):
     assert len(ntu60.names) == 56_578
     sides = protocols.split(ntu60, name)
     assert (len(sides["train"]), len(sides["test"])) == (train, test)
-    assert protocols.PROTOCOLS[name].clips == train
+    assert protocols.PROTOCOLS[name].clips == (train, test)
     both = np.concatenate((sides["train"], sides["test"]))
     assert both.dtype == np.int64 and np.array_equal(np.sort(both), np.arange(56_578))
     assert all((np.diff(rows) > 0).all() for rows in sides.values())
@@ -84,6 +84,52 @@ def test_ntu120_rules():
     sides = protocols.split(setups, "ntu120_xset")
     assert (setups.setups[sides["train"]] % 2 == 0).all() and len(sides["train"]) == 16
     assert (setups.setups[sides["test"]] % 2 == 1).all() and len(sides["test"]) == 16
+
+
+@pytest.mark.parametrize("name", ["ntu120_xsub", "ntu120_xset"])
+def test_official_counts_of_ntu120_agree_with_the_missing_list(name):
+    """Every performer of a setup gave 60 actions x 3 cameras x 2 takes: with the names on the list, sides are whole."""
+    missing = index_of(sorted(protocols.missing("ntu120")))
+    lost = protocols.split(missing, name)
+    official = protocols.PROTOCOLS[name].clips
+    whole = [count + len(rows) for count, rows in zip(official, lost.values(), strict=True)]
+    assert sum(whole) == 114_480 and all(count % 360 == 0 for count in whole)
+
+
+def test_ntu120_splits_part_old_and_new_clips():
+    """The half that is NTU-60, and of the newer half names as they would be: no list of them all is at hand."""
+    newer = {18: (8, 41, 42, 43, 44, 45), 19: (8, 41, 42, 46, 47, 48, 49, 50, 51), 20: (8, 41, 43, 44, 52, 53, 54)}
+    names = ntu60_names() + [
+        f"S{setup:03}C{camera:03}P{performer:03}R{replication:03}A{action:03}"
+        for setup, performers in newer.items()
+        for performer, camera, replication, action in product(performers, (1, 2, 3), (1, 2), range(61, 121))
+    ]
+    index = index_of(sorted(set(names) - protocols.missing("ntu120")))
+    for split, column in (("ntu120_xsub", index.performers), ("ntu120_xset", index.setups)):
+        sides = protocols.split(index, split)
+        assert np.array_equal(np.sort(np.concatenate(list(sides.values()))), np.arange(len(index.names)))
+        assert not set(column[sides["train"]]) & set(column[sides["test"]])
+    of_ntu60 = SimpleNamespace(**{key: values[index.labels < 60] for key, values in vars(index).items()})
+    assert protocols.verdict(of_ntu60, "ntu120_xsub").startswith("ntu120_xsub: 40091 training and 16487 test clips")
+
+
+def test_missing_lists_are_the_official_files():
+    if "SKELFED_REALDATA" not in os.environ:
+        pytest.skip("SKELFED_REALDATA is not set")
+    for name, file in (("ntu60", "NTU_RGBD"), ("ntu120", "NTU_RGBD120")):
+        lines = Path(os.environ["SKELFED_REALDATA"], "ntu-rgbd", f"{file}_samples_with_missing_skeletons.txt")
+        assert set(lines.read_text().split("\n")[3:]) - {""} == protocols.missing(name)
+
+
+def test_verdict_knows_the_whole_set_and_what_nobody_counted(ntu60, monkeypatch):
+    whole = protocols.verdict(ntu60, "ntu60_xview")
+    assert whole == "ntu60_xview: 37646 training and 18932 test clips, the official numbers"
+    part = SimpleNamespace(**{key: values[:-1] for key, values in vars(ntu60).items()})
+    assert protocols.verdict(part, "ntu60_xview").endswith("not the whole set, which has 37646 and 18932")
+    nobody = protocols.Protocol("cameras", frozenset((1, 2)), frozenset((3,)))
+    monkeypatch.setitem(protocols.PROTOCOLS, "ntu60_mine", nobody)
+    assert protocols.names_of("ntu60") == ["ntu60_xsub", "ntu60_xview", "ntu60_mine"]
+    assert "unverified" in protocols.verdict(ntu60, "ntu60_mine")
 
 
 def test_views_of_ucla():

@@ -96,6 +96,30 @@ THROW = Action(
     beats=(1, 2),
 )
 
+HUSH = Action("hush", hold={"right shoulder": (50, 45, 10), "right elbow": (130, 0, 0)})
+SQUAT = Action("squat down", hold=_both({"right hip": (70, 0, 12), "right knee": (-105, 0, 0)}))
+HANDS_UP = Action("hands up", hold=_both({"right shoulder": (150, 0, 15), "right elbow": (12, 0, 0)}))
+CROSS_ARMS = Action("cross arms", hold=_both({"right shoulder": (40, 65, 5), "right elbow": (105, 0, 0)}))
+ARM_CIRCLES = Action(
+    "arm circles",
+    hold=_both({"right shoulder": (0, 0, 85)}),
+    beat=_both({"right shoulder": (35, 0, 25)}),
+    beats=(2, 5),
+)
+RUN = Action(
+    "running on the spot",
+    hold=_both({"right hip": (35, 0, 0), "right knee": (-50, 0, 0), "right elbow": (85, 0, 0)}),
+    beat={"right hip": (35, 0, 0), "left hip": (-35, 0, 0), "right knee": (-40, 0, 0), "left knee": (40, 0, 0)},
+    beats=(3, 6),
+)
+SIDE_KICK = Action("side kick", hold={"right hip": (0, 0, 35)}, beat={"right hip": (0, 0, 38)}, beats=(1, 2))
+HIGH_FIVE = Action(
+    "high-five",
+    hold={"right shoulder": (115, 0, 10), "right elbow": (40, 0, 0)},
+    beat={"right shoulder": (20, 0, 0), "right elbow": (-25, 0, 0)},
+    beats=(1, 1),
+)
+
 # By the numbers of NTU RGB+D; from 50 to 60 two people take part.
 NTU_ACTIONS: dict[int, tuple[Action, ...]] = {
     1: (DRINK,),
@@ -108,6 +132,18 @@ NTU_ACTIONS: dict[int, tuple[Action, ...]] = {
     38: (SALUTE,),
     50: (PUNCH, RECOIL),
     58: (SHAKE_HANDS, SHAKE_HANDS),
+}
+
+# By the numbers of the half that NTU RGB+D 120 added; from 106 on two people take part.
+NTU120_ACTIONS: dict[int, tuple[Action, ...]] = {
+    67: (HUSH,),
+    80: (SQUAT,),
+    95: (HANDS_UP,),
+    96: (CROSS_ARMS,),
+    97: (ARM_CIRCLES,),
+    99: (RUN,),
+    102: (SIDE_KICK,),
+    112: (HIGH_FIVE, HIGH_FIVE),
 }
 
 # By the numbers of NW-UCLA; its class labels count them from 1.

@@ -15,6 +15,12 @@ from datamodules.topology import NTU25, UCLA20
 GENERATOR = ("actions", "kinect_text", "kinematics", "scenes", "skeletons")
 LEAST_FRAMES = 10  # room for a body to be lost and found
 NTU_PERFORMERS = (1, 2, 4, 5, 8, 9, 13, 14, 3, 6, 7, 11, 12)  # the first eight train in xsub
+# Performer: a setup in which they took part in the real set. Nine train in xsub, seven test.
+_NTU120_SETUPS = {
+    1: 1, 3: 1, 5: 1, 6: 1, 9: 2, 11: 2, 14: 2,
+    41: 18, 45: 18, 43: 18, 46: 19, 48: 19, 47: 19, 52: 20, 44: 20, 53: 20,
+}  # fmt: skip
+NTU120_PERFORMERS = tuple(_NTU120_SETUPS)
 UCLA_PERFORMERS = tuple(range(1, 11))
 # Joints of Kinect v1 that the 25 joints of v2 call something else.
 _RENAMED = {"hip centre": "spine base", "spine": "spine middle", "shoulder centre": "spine shoulder"}
@@ -35,23 +41,59 @@ def write_ntu(
     them already is left as it is. Returns banner, dataset, seed, clips, actions and the names of the broken files in
     `rejected`. Raises InputError if the folder holds anything else than a miniature or clips would be too short.
     """
-    takes = list(product(performers, actions.NTU_ACTIONS, scenes.AZIMUTHS, range(1, replications + 1)))
+    shoots = [(1 if performer <= 8 else 2, performer, actions.NTU_ACTIONS) for performer in performers]
+    return _write_kinect_text(Path(folder), "NTU RGB+D", "ntu60", shoots, seed, performers, replications, frames)
+
+
+def write_ntu120(
+    folder: Path,
+    seed: int = 0,
+    performers: Sequence[int] = NTU120_PERFORMERS,
+    replications: int = 2,
+    frames: tuple[int, int] = (40, 80),
+) -> dict:
+    """Write a set in the format of NTU RGB+D 120: ten actions of the older half, eight of the newer.
+
+    Performers up to 40 act the older half in setups 1 and 2, the others the newer half in setups 18 to 20; arguments
+    and result as `write_ntu`.
+    """
+    shoots = [(_NTU120_SETUPS[one], one, actions.NTU_ACTIONS) for one in performers if one <= 40]
+    shoots += [(_NTU120_SETUPS[one], one, actions.NTU120_ACTIONS) for one in performers if one > 40]
+    return _write_kinect_text(Path(folder), "NTU RGB+D 120", "ntu120", shoots, seed, performers, replications, frames)
+
+
+def _write_kinect_text(
+    folder: Path,
+    title: str,
+    dataset: str,
+    shoots: list[tuple[int, int, dict]],
+    seed: int,
+    performers: Sequence[int],
+    replications: int,
+    frames: tuple[int, int],
+) -> dict:
+    """Files of every action of every (setup, performer, actions), seen by three cameras, and the broken ones."""
+    takes = [
+        (setup, performer, action, roles, camera, replication)
+        for setup, performer, repertoire in shoots
+        for (action, roles), camera, replication in product(
+            repertoire.items(), scenes.AZIMUTHS, range(1, replications + 1)
+        )
+    ]
     report = {
-        "banner": BANNER.format("NTU RGB+D"),
-        "dataset": "ntu60",
+        "banner": BANNER.format(title),
+        "dataset": dataset,
         "seed": seed,
         "clips": len(takes),
-        "actions": {number: roles[0].name for number, roles in actions.NTU_ACTIONS.items()},
+        "actions": {number: roles[0].name for _, _, repertoire in shoots for number, roles in repertoire.items()},
         "rejected": sorted(kinect_text.BROKEN),
     }
 
     def files() -> Iterator[tuple[str, bytes]]:
-        for performer, action, camera, replication in takes:
-            setup = 1 if performer <= 8 else 2
+        for setup, performer, action, roles, camera, replication in takes:
             name = f"S{setup:03}C{camera:03}P{performer:03}R{replication:03}A{action:03}.skeleton"
             rng = np.random.default_rng([seed, 2, performer, action, camera, replication])
             sensor = scenes.cameras(np.random.default_rng([seed, 3, setup]))[camera]
-            roles = actions.NTU_ACTIONS[action]
             partner = performers[(performers.index(performer) + 1) % len(performers)]
             people = [scenes.cast(seed, person) for person in (performer, partner)[: len(roles)]]
             heading = scenes.AZIMUTHS[3 if replication % 2 else 2]
@@ -60,7 +102,7 @@ def write_ntu(
             yield name, kinect_text.recording(bodies, line_end="\r\n" if setup == 1 else "\n")
         yield from kinect_text.broken(np.random.default_rng([seed, 4]))
 
-    return _write(Path(folder), report, {"performers": list(performers), "frames": list(frames)}, files)
+    return _write(folder, report, {"performers": list(performers), "frames": list(frames)}, files)
 
 
 def write_ucla(

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from datamodules.readers import MalformedFile, RawSample
+from datamodules.readers import MalformedFile, OneClipAFile, RawSample
 from datamodules.readers.files import FARTHEST, candidates, read_bytes
 from datamodules.topology import NTU25, SkeletonTopology
 
@@ -34,7 +34,7 @@ MAX_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
-class NTUReader:
+class NTUReader(OneClipAFile):
     """Reads `.skeleton` files named SsssCcccPpppRrrrAaaa (setup, camera, performer, replication, action).
 
     actions: classes of the set (60 or 120); a file of a later action is refused.

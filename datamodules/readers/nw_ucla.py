@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from datamodules.readers import MalformedFile, RawSample
+from datamodules.readers import MalformedFile, OneClipAFile, RawSample
 from datamodules.readers.files import FARTHEST, candidates, read_bytes
 from datamodules.topology import UCLA20, SkeletonTopology
 
@@ -21,7 +21,7 @@ MAX_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
-class UCLAReader:
+class UCLAReader(OneClipAFile):
     """Reads files `aAA_sSS_eEE_vVV.json` (action, performer, replication, view) of 20 joints and one body."""
 
     topology: ClassVar[SkeletonTopology] = UCLA20
