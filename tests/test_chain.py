@@ -64,7 +64,9 @@ def test_the_chain_ends_in_a_report_that_holds_every_row(prepared, capsys):
         assert set(rows) == {"trained", "random initialisation", "coordinates"}
         assert all(0 <= value <= 100 for value in rows.values())
     result = report.main.run(config("report", root, "name=ntu60"))
-    page = Path(result["report"]).read_text()
+    page, markdown = (Path(result[name]).read_text() for name in ("report", "tables"))
+    assert page.count("<tr>") == sum(line.startswith("|") and "| --- |" not in line for line in markdown.splitlines())
+    assert "Curves</h2>" in page and "test/knn1 over epoch" in page
     for expected in ("Nearest neighbours", "Linear evaluation", "Semi-supervised", "coordinates", "random init"):
         assert expected in page
     assert result["records"] == 1 + 3 * 3

@@ -221,7 +221,7 @@ def test_kinds_come_in_order_and_new_ones_need_no_change(tmp_path):
     runs = [record(kind=kind, key=kind, metrics={"k5": 50.0, "train/loss": 0.01234}) for kind in kinds]
     markdown = page(runs, targets={}, out=tmp_path)
     headings = re.findall(r"^### (?!<|V)(.*)$", markdown, flags=re.M)
-    assert headings == ["Linear evaluation", "Nearest neighbours", "federated", "Training"]
+    assert headings == ["Linear evaluation", "Nearest neighbours", "Federated training", "Training"]
     training = tables(markdown)[3]
     assert "published" not in training[0]
     assert [(line["measure"], line["last epoch"]) for line in training] == [

@@ -22,13 +22,17 @@ KINDS = {  # in the order of the page; any other kind follows under its own name
     "knn": "Nearest neighbours",
     "semi": "Semi-supervised fine-tuning",
     "finetune": "Fine-tuning",
+    "inspect": "Shape of the embedding",
+    "federated": "Federated training",
     "pretrain": "Pre-training",
     "train": "Training",
 }
 TRAINING = ("pretrain", "train")  # losses: nobody publishes those
 BASELINES = ("random initialisation", "coordinates")
-NOT_A_RESULT = ("labels", "epoch")  # stand among the metrics, but count
+NOT_A_RESULT = ("labels", "epoch", "bytes_up", "bytes_down")  # stand among the metrics, but count
 NONE_KNOWN = "no published number known"
+BEHIND = "What stands behind the numbers"
+GIGA = 1e9
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ def _page(records: list[Record], published: Published, name: str) -> Iterable[st
             yield f"### {text(KINDS.get(kind, kind))}"
             yield _results(groups, published, numbers)
     yield from _literature(published, beside_miniature=any(r.data["miniature"] for r in records))
+    yield from _costs(records, numbers)
     yield from _runs(records, numbers, tabled)
 
 
@@ -247,8 +252,33 @@ def _literature(published: Published, beside_miniature: bool) -> Iterable[str]:
         yield f"{NONE_KNOWN[0].upper()}{NONE_KNOWN[1:]}: {text(', '.join(map(published.title, published.unknown)))}."
 
 
+def _costs(records: Sequence[Record], numbers: Mapping[int, int]) -> Iterable[str]:
+    """Seconds, memory and bytes sent of the jobs that measured more than their seconds."""
+    lines = [
+        {
+            "run": f"[{numbers[id(record)]}](#run-{numbers[id(record)]})",
+            "job": text(", ".join(filter(None, [record.kind, record.method, record.variant, record.setting]))),
+            "seconds": number(record.seconds),
+            "peak memory, GB": gigabytes(record.cost.get("peak_memory")),
+            "peak memory of the GPU, GB": gigabytes(record.cost.get("peak_gpu_memory")),
+            "sent to the server, GB": gigabytes(record.metrics.get("bytes_up")),
+            "sent to clients, GB": gigabytes(record.metrics.get("bytes_down")),
+        }
+        for record in records
+        if record.cost
+    ]
+    if lines:
+        yield "## Cost"
+        yield table(list(lines[0]), lines)
+
+
+def gigabytes(value: float | None) -> str:
+    """Bytes in units of 10^9, empty where they were not measured."""
+    return "" if value is None else number(value / GIGA)
+
+
 def _runs(records: Sequence[Record], numbers: Mapping[int, int], tabled: set[int]) -> Iterable[str]:
-    yield "## What stands behind the numbers"
+    yield f"## {BEHIND}"
     installed = list(dict.fromkeys(", ".join(f"{k} {v}" for k, v in sorted(r.versions.items())) for r in records))
     for record in records:
         data, counts = record.data, ", ".join(f"{value} {name}" for name, value in record.data["counts"].items())

@@ -1,0 +1,198 @@
+"""The page holds the tables of the Markdown and a figure for all that was measured, and no string becomes markup."""
+
+import json
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import toy_report as toy
+from test_report import NASTY, TARGETS, tables
+
+from tracking import artefacts, figures, page, plots, report
+from tracking.errors import UsageError
+
+TAGS = {
+    *("html", "head", "meta", "link", "title", "style", "body", "nav", "a", "h1", "h2", "h3", "p", "blockquote"),
+    *("strong", "ul", "li", "code", "div", "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "b"),
+    *("svg", "g", "line", "text", "polyline", "polygon", "circle", "image", "canvas", "script", "span"),
+}
+
+
+def written(records, parts, out, targets=None) -> str:
+    targets = TARGETS if targets is None else targets
+    markdown = report.write(records, targets, "toy", out).read_text()
+    return page.write(markdown, records, parts, targets, out / "toy.html").read_text()
+
+
+class Reader(HTMLParser):
+    """Tables as rows of texts, and every tag with its attributes."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tables, self.tags, self.texts, self._cell = [], [], [], None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self._cell = []
+
+    def handle_endtag(self, tag):
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("".join(self._cell))
+            self._cell = None
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self._cell is not None:
+            self._cell.append(data)
+
+
+def test_the_tables_are_those_of_the_markdown(tmp_path):
+    records, parts = toy.everything()
+    html = Reader(written(records, parts, tmp_path))
+    markdown = tables((tmp_path / "toy.md").read_text())
+    assert [[dict(zip(head, row, strict=True)) for row in rows] for head, *rows in html.tables] == markdown
+    assert len(markdown) > 4
+
+
+def test_every_link_of_the_page_has_its_target_and_nothing_is_fetched(tmp_path):
+    records, parts = toy.everything()
+    text = written(records, parts, tmp_path)
+    tags = Reader(text).tags
+    ids = [attributes["id"] for _, attributes in tags if "id" in attributes]
+    links = {attributes["href"] for tag, attributes in tags if tag == "a" and "href" in attributes}
+    assert len(ids) == len(set(ids)) and {link[1:] for link in links} <= set(ids) and len(links) > 8
+    fetched = [value for tag, a in tags for name, value in a.items() if name in ("src", "href", "data") and tag != "a"]
+    assert all(value.startswith("data:") for value in fetched)
+    assert "http" not in re.sub(r'xmlns="http://www.w3.org/2000/svg"', "", text.split("<body>")[1].split("<script>")[0])
+
+
+def test_figures_stand_between_the_tables_and_what_is_behind_them(tmp_path):
+    records, parts = toy.everything()
+    text = written(records, parts, tmp_path)
+    order = ["Cost</h2>", "Curves</h2>", "Confusion</h2>", "Embeddings</h2>", "Clips</h2>", f"{report.BEHIND}</h2>"]
+    places = [text.index(heading) for heading in order]
+    assert places == sorted(places)
+
+
+def test_without_figures_there_is_no_empty_heading(tmp_path):
+    text = written([toy.record("knn")], {}, tmp_path)
+    assert "<figure" not in text.split("<body>")[1] and "Curves" not in text
+
+
+def test_seeds_become_a_mean_with_a_band(tmp_path):
+    group = report.Group((toy.train_record(1), toy.train_record(3)))
+    found = dict(figures.curves_of(group, "SDS-CL"))
+    knn = found["test/knn1"]
+    assert knn.label == "SDS-CL (mean ± sd of 2 seeds)" and list(knn.points) == [(2, 34), (4, 38), (6, 42), (8, 46)]
+    assert knn.band[0] == pytest.approx((2, 34 - 2 * 2**0.5, 34 + 2 * 2**0.5))
+    alone = dict(figures.curves_of(report.Group((toy.train_record(1),)), "SDS-CL"))
+    assert alone["train/loss"].label == "SDS-CL" and not alone["train/loss"].band
+
+
+def test_a_seed_that_ends_early_leaves_the_mean_of_the_others():
+    short = toy.train_record(2, curves={"train/loss": [[1, 5.0]]})
+    line = dict(figures.curves_of(report.Group((toy.train_record(1), short)), ""))["train/loss"]
+    assert line.points[:2] == [(1, (3.1 + 5) / 2), (2, 1.6)] and len(line.band) == 1
+
+
+def test_clients_share_the_axes_of_what_they_measure(tmp_path):
+    text = written([toy.federated_record(9)], {}, tmp_path)
+    drawn = re.findall(r'aria-label="([^"]*)"', text)
+    losses = [label for label in drawn if label.startswith("train/loss over round")]
+    assert [label.count("client") for label in losses] == [7, 2], "more lines than colours need a further figure"
+    assert any(label.startswith("test/knn1 over round") for label in drawn)
+
+
+def test_a_line_goes_where_its_axes_say():
+    svg = ElementTree.fromstring(plots.lines([plots.Line("one", [(0, 0.0), (1, 10.0), (2, 5.0)])], "epoch", "top1"))
+    (line,) = [e for e in svg.iter() if e.tag.endswith("polyline")]
+    (x0, y0), (x1, y1), (x2, y2) = [tuple(map(float, p.split(","))) for p in line.get("points").split()]
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and y0 - y1 == pytest.approx(2 * (y0 - y2), abs=0.3)
+    texts = {e.text: e for e in svg.iter() if e.tag.endswith("text")}
+    assert float(texts["10"].get("y")) - 4 == pytest.approx(y1, abs=0.2), "the tick 10 stands at the height of 10"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3.2, 17), (0.0001, 0.00013), (1e6, 5e6), (41, 43.5)])
+def test_ticks_are_round_and_inside(low, high):
+    found = plots.ticks(low, high)
+    steps = {round((b - a) / 10 ** np.floor(np.log10(b - a)), 6) for a, b in pairwise(found)}
+    assert 3 <= len(found) <= 9 and low - 1e-12 <= found[0] and found[-1] <= high + 1e-12
+    assert len(steps) == 1 and steps <= {1, 2, 5, 10}
+
+
+def test_a_constant_curve_can_be_drawn():
+    assert "polyline" in plots.lines([plots.Line("flat", [(1, 2.0), (2, 2.0)])], "epoch", "x")
+    assert "polyline" in plots.lines([plots.Line("dot", [(1, 0.0)])], "epoch", "x")
+
+
+def test_confusions_are_shares_of_each_label_and_the_worst_are_named(tmp_path):
+    part = {"matrix": [[8, 2, 0], [0, 4, 0], [5, 5, 0]]}
+    text = written([toy.record("knn")], {toy.record("knn").id: {"confusion": part}}, tmp_path)
+    assert "24 test clips. Taken most often: 2 for 0 (50 %), 2 for 1 (50 %), 0 for 1 (20 %)." in text
+    pixels = np.asarray(plots.heat(np.array([[0.0, 1.0]]))).astype(int)
+    assert pixels[0, 1].sum() > pixels[0, 0].sum() + 300
+
+
+def test_labels_beyond_the_palette_are_grey_and_said(tmp_path):
+    record = toy.record("inspect")
+    text = written([record], {record.id: {"points": toy.points(40)}}, tmp_path)
+    assert text.count(f'fill="{plots.GREY}"') == 8 + 1 and "other labels" in text
+    assert "t-SNE of 40 of 300 test clips" in text
+
+
+@pytest.mark.parametrize("evil", [*NASTY, "</script><script>alert(1)</script>", "<!--<script>", "\u2028'\"`${x}"])
+def test_every_string_comes_out_as_text(tmp_path, evil):
+    data = toy.DATA | {"name": evil, "split": evil}
+    curves = {f"{evil}": [[1, 2.0], [2, 3.0]], f"train/loss @ {evil}": [[1, 1.0]]}
+    made = [
+        toy.record(kind, method=evil, variant=evil, setting=evil, data=data, curves=curves, metrics={evil: 1.0})
+        for kind in ("train", "knn", "inspect")
+    ]
+    parts = {
+        made[1].id: {"confusion": toy.confusion()},
+        made[2].id: {"points": toy.points(name=evil) | {"method": evil}, "samples": toy.samples(evil, evil)},
+    }
+    clean, dirty = (Reader(written(*both, tmp_path)) for both in (toy_parts(), (made, parts)))
+    assert {tag for tag, _ in dirty.tags} <= TAGS
+    assert {name for _, a in dirty.tags for name in a} <= {name for _, a in clean.tags for name in a} | {
+        "stroke-dasharray"
+    }
+    scripts = [attributes for tag, attributes in dirty.tags if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": f"samples-{made[2].id}"}, {}]
+    assert not any(name.startswith("on") for _, a in dirty.tags for name in a)
+    (block,) = [text for text in dirty.texts if text.startswith('{"bones"')]
+    assert json.loads(block)["clips"][0]["title"] == evil
+
+
+def toy_parts():
+    records, parts = toy.everything()
+    return records, parts
+
+
+def test_html_in_markdown_that_is_not_ours_is_shown_not_run():
+    text = page.page('# t\n\n<img src=x onerror=alert(1)>\n\n<a id="run-1"></a>x <a id="run-1" onclick=1>y <b>z', [])
+    assert "<img" not in text and "&lt;img src=x" in text
+    assert '<a id="run-1"></a>x' in text and "onclick=1>" not in text and "<b>" not in text.split("<body>")[1]
+
+
+def test_parts_come_back_and_a_torn_file_is_named(tmp_path):
+    record = toy.record("knn")
+    artefacts.write(record, tmp_path, {"confusion": toy.confusion()})
+    assert artefacts.read(record, tmp_path) == {"confusion": toy.confusion()}
+    assert artefacts.read(toy.record("linear"), tmp_path) == {}
+    (path,) = artefacts.folder_of(record, tmp_path).iterdir()
+    for text in ('{"matrix": [[1,', '{"matrix": [[NaN]]}'):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=r"confusion\.json"):
+            artefacts.read(record, tmp_path)
+    with pytest.raises(ValueError):
+        artefacts.write(record, tmp_path, {"points": [float("nan")]})

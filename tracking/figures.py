@@ -1,0 +1,171 @@
+"""Records and what stands beside them -> the figures of the page, as HTML. Every string is escaped."""
+
+import html
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from tracking import plots
+from tracking.records import Record
+from tracking.report import KINDS, Group, Published, grouped, measure
+
+Parts = Mapping[str, Any]
+OF_WHOM = " @ "  # in the name of a curve: what is measured, and of which client or model
+X_NAMES = {"federated": "round"}  # of a kind's curves; of all others "epoch"
+COLOURED = 8  # classes of an embedding that get a colour
+NAMED = 5  # confusions named below a matrix
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading of the page and the figures below it."""
+
+    title: str
+    figures: tuple[str, ...]
+
+
+def sections(records: Sequence[Record], parts: Mapping[str, Parts], published: Published) -> list[Section]:
+    """The sections that have a figure. parts: by record id, as `artefacts.read` gives them."""
+    made = [
+        Section("Curves", tuple(_curves(records, published))),
+        Section("Confusion", tuple(_each(records, parts, "confusion", published, _confusion))),
+        Section("Embeddings", tuple(_each(records, parts, "points", published, _points))),
+        Section("Clips", tuple(_each(records, parts, "samples", published, _player))),
+    ]
+    return [section for section in made if section.figures]
+
+
+def _each(
+    records: Sequence[Record], parts: Mapping[str, Parts], part: str, published: Published, draw
+) -> Iterable[str]:
+    """Figures of the newest record of each row and seed that has this part."""
+    for kind in dict.fromkeys(record.kind for record in records):
+        having = [r for r in records if r.kind == kind and part in parts.get(r.id, {})]
+        for group in grouped(having, records):
+            for record in group.records:
+                seed = f", seed {record.seeds['seed']}" if len(group.records) > 1 and "seed" in record.seeds else ""
+                yield draw(parts[record.id][part], f"{heading(record)}: {label(group, published)}{seed}", record)
+
+
+def heading(record: Record) -> str:
+    """Where a figure belongs: data set and kind, the miniature said."""
+    return f"{KINDS.get(record.kind, record.kind)} on {record.data['name']}"
+
+
+def label(group: Group, published: Published) -> str:
+    """The row of a group, as the tables name it."""
+    first = group.first
+    name = published.title(first.method)
+    return ", ".join(
+        filter(None, [name, first.variant, first.setting, published.title(first.data["split"]), group.note])
+    )
+
+
+def figure(body: str, title: str, note: str = "", wide: bool = False) -> str:
+    """A figure with its caption; body is HTML, the rest is text."""
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}><figcaption><b>{escaped(title)}</b>{escaped(note)}</figcaption>{body}</figure>"
+
+
+def escaped(string: Any) -> str:
+    return html.escape(plots.clean(string))
+
+
+# --- curves ------------------------------------------------------------------------------------------------------
+
+
+def _curves(records: Sequence[Record], published: Published) -> Iterable[str]:
+    for data in dict.fromkeys(r.data["name"] for r in records):
+        for kind in dict.fromkeys(r.kind for r in records if r.data["name"] == data):
+            of_kind = [r for r in records if r.kind == kind and r.data["name"] == data and r.curves]
+            panels: dict[str, list[plots.Line]] = defaultdict(list)
+            for group in grouped(of_kind, records):
+                for name, line in curves_of(group, label(group, published)):
+                    panels[name].append(line)
+            for name in sorted(panels, key=_metric_order):
+                yield from _panels(name, panels[name], f"{KINDS.get(kind, kind)} on {data}", X_NAMES.get(kind, "epoch"))
+
+
+def _panels(name: str, lines: Sequence[plots.Line], title: str, x_name: str) -> Iterable[str]:
+    """As many figures as the palette needs."""
+    at_once = len(plots.PALETTE)
+    for start in range(0, len(lines), at_once):
+        shown = lines[start : start + at_once]
+        part = f" ({start // at_once + 1})" if len(lines) > at_once else ""
+        body = plots.lines(shown, x_name, name) + plots.legend([line.label for line in shown])
+        yield figure(body, f"{measure(name)}{part}", title)
+
+
+def curves_of(group: Group, name: str) -> Iterable[tuple[str, plots.Line]]:
+    """(what is measured, line) of every curve of a row: the mean over its seeds, and a band of one deviation."""
+    for curve in dict.fromkeys(name for record in group.records for name in record.curves):
+        by_x: dict[float, list[float]] = defaultdict(list)
+        for record in group.records:
+            for x, y in record.curves.get(curve, ()):
+                by_x[x].append(y)
+        if not by_x:
+            continue
+        what, _, whose = curve.partition(OF_WHOM)
+        points = [(x, mean(by_x[x])) for x in sorted(by_x)]
+        several = [(x, mean(ys), stdev(ys)) for x, ys in sorted(by_x.items()) if len(ys) > 1]
+        band = [(x, middle - sd, middle + sd) for x, middle, sd in several]
+        seeds = f" (mean ± sd of {len(group.records)} seeds)" if band else ""
+        yield what, plots.Line(", ".join(filter(None, [whose, name])) + seeds, points, band)
+
+
+def _metric_order(name: str) -> tuple[int, str]:
+    """Accuracies first, then losses, the total before its terms."""
+    first = 0 if name.startswith("test/") else 1
+    return (first, "" if name == "train/loss" else name)
+
+
+# --- what stands beside a record ---------------------------------------------------------------------------------
+
+
+def _confusion(part: Parts, title: str, record: Record) -> str:
+    counts = np.asarray(part["matrix"], dtype=np.float64)
+    totals = counts.sum(1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    wrong = shares - np.diag(np.diag(shares))
+    rows, columns = np.unravel_index(np.argsort(-wrong, axis=None)[:NAMED], wrong.shape)
+    told = [f"{r} for {c} ({100 * wrong[r, c]:.0f} %)" for r, c in zip(rows, columns, strict=True) if wrong[r, c] > 0]
+    note = f"Share of the clips of each label, from dark (0) to bright (1); {int(counts.sum())} test clips."
+    if told:
+        note += f" Taken most often: {', '.join(told)}."
+    body = plots.matrix(shares, "label, from 0", "answer", f"Confusion matrix, {title}")
+    return figure(body, title, note)
+
+
+def _points(part: Parts, title: str, record: Record) -> str:
+    xy, labels = np.asarray(part["xy"], dtype=np.float64), np.asarray(part["labels"], dtype=np.int64)
+    found, counts = np.unique(labels, return_counts=True)
+    classes = sorted(int(one) for one in found[np.argsort(-counts, kind="stable")][:COLOURED])
+    rest = "other labels" if len(found) > COLOURED else ""
+    body = plots.scatter(xy, labels, classes, part["names"], f"Embedding, {title}")
+    legend = plots.points_legend([f"label {one}" for one in classes], rest)
+    return figure(
+        body + legend, title, f"{part['method']} of {len(xy)} of {part['of']} test clips; distances say little."
+    )
+
+
+def _player(part: Parts, title: str, record: Record) -> str:
+    name = f"samples-{record.id}"
+    controls = f'<div class="player" data-source="{name}"><div class="controls"></div>'
+    canvas = (
+        f'<canvas tabindex="0" role="img" aria-label="{escaped(f"Clips, {title}")}"></canvas><p class="note"></p></div>'
+    )
+    note = "Drag to turn; tap a joint to see where it looks. In blue the nearest training clips."
+    return figure(f"{controls}{canvas}{json_block(name, part)}", title, note, wide=True)
+
+
+def json_block(name: str, content: Any) -> str:
+    """JSON that no browser runs and no string in it can end."""
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return f'<script type="application/json" id="{html.escape(name)}">{text}</script>'
