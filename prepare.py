@@ -1,4 +1,7 @@
-"""Raw files -> stores: `python prepare.py data=ntu60 raw=DIR`; without `raw` the miniature is written first."""
+"""Raw files -> stores: `python prepare.py data=ntu60 raw=DIR`; without `raw` the miniature is written first.
+
+Image-text sets need no store: `python prepare.py corpus=hateful_memes raw=DIR` reads and checks one.
+"""
 
 from pathlib import Path
 
@@ -6,7 +9,8 @@ from omegaconf import DictConfig
 
 from datamodules import protocols
 from datamodules.errors import InputError
-from datamodules.miniature import skeletons
+from datamodules.image_text.sample import Corpus
+from datamodules.miniature import memes, skeletons
 from datamodules.miniature.folder import is_miniature
 from datamodules.preparation import prepare
 from datamodules.store import MINIATURE, SkeletonStore, store_folder
@@ -16,11 +20,14 @@ from tracking.doors import door
 factory(skeletons.write_ntu)
 factory(skeletons.write_ntu120)
 factory(skeletons.write_ucla)
+factory(memes.write_memes)
 
 
 @door("prepare", expected=(InputError,), conf=Path(__file__).parent / "conf")
 def main(config: DictConfig) -> dict:
-    """Prepare `config.data` from `config.raw`; returns counts, the store's folder and what was rejected."""
+    """Prepare `config.data`, or check `config.corpus`, from `config.raw`; returns counts and what was rejected."""
+    if config.get("corpus"):
+        return check_corpus(config)
     data = config.data
     folder = store_folder(config.paths.stores, data.name, config.raw)
     raw = Path(config.raw).expanduser()
@@ -47,6 +54,35 @@ def main(config: DictConfig) -> dict:
     for split in protocols.names_of(data.name):
         print(protocols.verdict(index, split))
     return summary | {"rejected": summary.pop("rejected")}  # last, because that is the line to look at
+
+
+def read_corpus(config: DictConfig) -> Corpus:
+    """The image-text set `config.corpus` of the folder `config.raw`, or of its miniature, which is written first."""
+    chosen = config.corpus
+    folder = store_folder(config.paths.stores, chosen.name, config.raw)
+    raw = Path(config.raw).expanduser()
+    if config.raw in MINIATURE:
+        raw = folder / "raw_files"
+        build(chosen.miniature, folder=raw)
+    corpus: Corpus = build(chosen.reader).read(raw, folder / "images.json")
+    if corpus.miniature:
+        print(f"{corpus.name}: miniature, not {corpus.title}: made-up images and texts in its file format")
+    return corpus
+
+
+def check_corpus(config: DictConfig) -> dict:
+    """Reads a corpus and says in one line what it holds and what was rejected."""
+    corpus = read_corpus(config)
+    counts = {"train": len(corpus.train), "test": len(corpus.test)}
+    counts |= {side: len(samples) for side, samples in corpus.further.items()}
+    told = [f"{number} {side}" for side, number in counts.items() if number] + [f"{len(corpus.rejected)} rejected"]
+    if corpus.rejected:
+        told[-1] += f" (first {': '.join(corpus.rejected[0])})"
+    print(f"{corpus.name}: {', '.join(told)}")
+    if config.strict and corpus.rejected:
+        raise InputError(f"{corpus.title}: strict=true and {told[-1]}: complete the folder")
+    facts = {"task": corpus.task, "miniature": corpus.miniature, "fingerprint": corpus.fingerprint}
+    return {"corpus": corpus.name, **facts, "counts": counts, "rejected": len(corpus.rejected)}
 
 
 if __name__ == "__main__":

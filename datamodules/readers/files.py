@@ -35,7 +35,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise MalformedFile(path, None, "is not a regular file")
         if status.st_size > limit:
-            raise MalformedFile(path, None, f"has {status.st_size} bytes, a clip of this set at most {limit}")
+            raise MalformedFile(path, None, f"has {status.st_size} bytes, expected at most {limit}")
         return path.read_bytes()
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
         raise MalformedFile(path, None, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
