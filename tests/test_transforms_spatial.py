@@ -11,7 +11,8 @@ from goldens_a2mc import augmentation_errors, view_errors
 from datamodules.errors import InputError
 from datamodules.randomness import generator, take_rows
 from datamodules.topology import NTU25, TOPOLOGIES, UCLA20
-from datamodules.transforms.spatial import Compose, Flip, Rotate, Shear, SpatialMask, TemporalMask, Tilt
+from datamodules.transforms.augmentation import Compose
+from datamodules.transforms.spatial import Flip, Rotate, Shear, SpatialMask, TemporalMask, Tilt
 from datamodules.transforms.streams import bone, motion
 from datamodules.transforms.views import CroppedView, published_augmentations
 

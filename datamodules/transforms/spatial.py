@@ -1,7 +1,6 @@
-"""Augmentations of clips (N, C, T, V, M), most of them A2MC's and SCD-Net's; each clip has its own numbers and luck."""
+"""Augmentations of clips (N, C, T, V, M), most of them A2MC's and SCD-Net's."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,29 +9,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Changes each clip with `probability`; subclasses say by which numbers (`numbers`) and how (`change`)."""
-
-    probability: float = 0.5
-
-    def numbers(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        raise NotImplementedError
-
-    def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        raise NotImplementedError
-
-    def draw(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """`applied` (n,) bool and the augmentation's own numbers, drawn whether or not they will be used."""
-        applied = torch.rand(n, generator=generator) < self.probability
-        return {"applied": applied} | self.numbers(n, generator)
-
-    def apply(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """joints (N, C, T, V, M), changed where `applied`."""
-        drawn = {name: value.to(joints.device) for name, value in drawn.items()}
-        return torch.where(drawn["applied"][:, None, None, None, None], self.change(joints, drawn), joints)
+from datamodules.transforms.augmentation import Augmentation
 
 
 def _transformed(matrices: Tensor, joints: Tensor) -> Tensor:
@@ -165,19 +142,3 @@ class TemporalMask(Augmentation):
         hidden = torch.zeros(len(joints), self.segments, dtype=torch.bool, device=joints.device)
         hidden = hidden.scatter(1, drawn["segments"], True).repeat_interleave(self.length, dim=1)
         return joints.masked_fill(hidden[:, None, :, None, None], 0)
-
-
-@dataclass(frozen=True)
-class Compose:
-    """Augmentations one after the other."""
-
-    augmentations: Sequence[Augmentation]
-
-    def draw(self, n: int, generator: torch.Generator) -> tuple[dict[str, Tensor], ...]:
-        """What each augmentation draws."""
-        return tuple(augmentation.draw(n, generator) for augmentation in self.augmentations)
-
-    def apply(self, joints: Tensor, drawn: tuple[dict[str, Tensor], ...]) -> Tensor:
-        for augmentation, numbers in zip(self.augmentations, drawn, strict=True):
-            joints = augmentation.apply(joints, numbers)
-        return joints

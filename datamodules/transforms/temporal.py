@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.transforms.augmentation import Augmentation
 
 
 def take_frames(joints: Tensor, frames: Tensor) -> Tensor:
@@ -128,3 +129,26 @@ class CropResize:
         """(N,) start and (N,) length of the central window: floor((1 - keep) n / 2) frames less at either end."""
         border = ((1 - self.keep) * num_frames.double() / 2).floor().long()
         return border, num_frames - 2 * border
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReflectedCrop(Augmentation):
+    """T consecutive frames of a clip that its reflection continues by floor(T / `share`) frames at either end.
+
+    The first and the last frame stand twice where the reflection begins (SkeletonCLR and AimCLR, views).
+    """
+
+    probability: float = 1.0
+    share: int = 6
+
+    def numbers(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """(n,) place of the start in the free room, 0 to 1."""
+        return {"place": torch.rand(n, generator=generator, dtype=torch.float64)}
+
+    def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        frames = joints.shape[2]
+        added = frames // self.share
+        start = (drawn["place"] * (2 * added + 1)).long().clamp(max=2 * added) - added
+        chosen = start[:, None] + torch.arange(frames, device=joints.device)
+        chosen = torch.where(chosen < 0, -1 - chosen, chosen)
+        return take_frames(joints, torch.where(chosen < frames, chosen, 2 * frames - 1 - chosen))

@@ -1,22 +1,31 @@
-"""How A2MC and SCD-Net see a clip: a window resized, a stream of it, then augmentations."""
+"""How a method sees a clip: its frames resized, a stream of it, augmentations."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
-from datamodules.topology import TOPOLOGIES
-from datamodules.transforms.spatial import Augmentation, Compose, Flip, Rotate, Shear, SpatialMask, TemporalMask
+from datamodules.topology import TOPOLOGIES, SkeletonTopology
+from datamodules.transforms.augmentation import Augmentation, Compose
+from datamodules.transforms.extreme import AxisMask, GaussianBlur, GaussianNoise
+from datamodules.transforms.spatial import Flip, Rotate, Shear, SpatialMask, TemporalMask
 from datamodules.transforms.streams import bone, motion
-from datamodules.transforms.temporal import CropResize
+from datamodules.transforms.temporal import CropResize, ReflectedCrop, resize_window
 
-STREAMS = {
+STREAMS: dict[str, Callable[[Tensor, SkeletonTopology], Tensor]] = {
     "joint": lambda joints, topology: joints,
     "motion": lambda joints, topology: motion(joints),
     "bone": bone,
 }
+
+
+def stream_of(name: str) -> Callable[[Tensor, SkeletonTopology], Tensor]:
+    """The stream called `name`, of clips in which every frame is real; raises InputError for an unknown one."""
+    if name not in STREAMS:
+        raise InputError(f"expected a stream of {', '.join(STREAMS)}, found {name!r}: choose one")
+    return STREAMS[name]
 
 
 def published_augmentations(topology: str, frames: int = 64) -> list[Augmentation]:
@@ -33,7 +42,7 @@ def published_augmentations(topology: str, frames: int = 64) -> list[Augmentatio
 class CroppedView:
     """Crop and resize always, then the stream (joint, motion or bone), then each augmentation with its probability.
 
-    augmentations: None for the published ones. Raises InputError for an unknown stream.
+    A2MC and SCD-Net. augmentations: None for the published ones. Raises InputError for an unknown stream.
     """
 
     def __init__(
@@ -43,9 +52,7 @@ class CroppedView:
         frames: int = 64,
         augmentations: Sequence[Augmentation] | None = None,
     ):
-        if stream not in STREAMS:
-            raise InputError(f"expected a stream of {', '.join(STREAMS)}, found {stream!r}: choose one")
-        self._topology, self._stream = TOPOLOGIES[topology], STREAMS[stream]
+        self._topology, self._stream = TOPOLOGIES[topology], stream_of(stream)
         self.crop = CropResize(frames)
         chosen = published_augmentations(topology, frames) if augmentations is None else augmentations
         self.augment = Compose(chosen)
@@ -59,3 +66,54 @@ class CroppedView:
         cropped = self.crop.apply(joints, None if drawn is None else drawn["crop"], num_frames)
         stream = self._stream(cropped, self._topology)
         return stream if drawn is None else self.augment.apply(stream, drawn["augment"])
+
+
+def normal_augmentations() -> list[Augmentation]:
+    """Those of SkeletonCLR, and of AimCLR's normal views: both always (methods §6.2)."""
+    return [ReflectedCrop(), Shear(probability=1.0, reach=0.5)]
+
+
+def extreme_augmentations(topology: str, frames: int, bodies: int) -> list[Augmentation]:
+    """Those of AimCLR's extreme view; rotation, like crop and shear, always (methods §6.3 gives it no probability)."""
+    return [
+        *normal_augmentations(),
+        Flip(topology=topology),
+        Rotate(probability=1.0),
+        GaussianNoise(topology=topology, frames=frames, bodies=bodies),
+        GaussianBlur(),
+        AxisMask(),
+    ]
+
+
+class ResizedView:
+    """The whole clip resized to `frames` frames, then augmented, then its stream: SkeletonCLR.
+
+    Augmentations act on the figure, so that the streams of a view show one and the same figure.
+    augmentations: None for SkeletonCLR's. Raises InputError for an unknown stream.
+    """
+
+    def __init__(
+        self,
+        topology: str,
+        stream: str = "joint",
+        frames: int = 50,
+        augmentations: Sequence[Augmentation] | None = None,
+    ):
+        self._topology, self._stream, self.frames = TOPOLOGIES[topology], stream_of(stream), frames
+        self.augment = Compose(normal_augmentations() if augmentations is None else augmentations)
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[dict[str, Tensor], ...]:
+        """Numbers of each augmentation."""
+        return self.augment.draw(n, generator)
+
+    def apply(self, joints: Tensor, drawn: tuple[dict[str, Tensor], ...] | None, num_frames: Tensor) -> Tensor:
+        """(N, C, T, V, M) to (N, C, frames, V, M); drawn: of `draw`, or None for the clip as it is, in testing."""
+        resized = resize_window(joints, torch.zeros_like(num_frames), num_frames, self.frames)
+        return self._stream(resized if drawn is None else self.augment.apply(resized, drawn), self._topology)
+
+
+class ExtremeView(ResizedView):
+    """A ResizedView under AimCLR's extreme augmentations; bodies: M of the clips."""
+
+    def __init__(self, topology: str, bodies: int, stream: str = "joint", frames: int = 50):
+        super().__init__(topology, stream, frames, extreme_augmentations(topology, frames, bodies))

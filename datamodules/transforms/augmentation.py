@@ -1,0 +1,46 @@
+"""What every augmentation of clips of one length (N, C, T, V, M) shares: each clip has its own numbers and luck."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Changes each clip with `probability`; subclasses say by which numbers (`numbers`) and how (`change`)."""
+
+    probability: float = 0.5
+
+    def numbers(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def draw(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """`applied` (n,) bool and the augmentation's own numbers, drawn whether or not they will be used."""
+        applied = torch.rand(n, generator=generator) < self.probability
+        return {"applied": applied} | self.numbers(n, generator)
+
+    def apply(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, C, T, V, M), changed where `applied`."""
+        drawn = {name: value.to(joints.device) for name, value in drawn.items()}
+        return torch.where(drawn["applied"][:, None, None, None, None], self.change(joints, drawn), joints)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """Augmentations one after the other."""
+
+    augmentations: Sequence[Augmentation]
+
+    def draw(self, n: int, generator: torch.Generator) -> tuple[dict[str, Tensor], ...]:
+        """What each augmentation draws."""
+        return tuple(augmentation.draw(n, generator) for augmentation in self.augmentations)
+
+    def apply(self, joints: Tensor, drawn: tuple[dict[str, Tensor], ...]) -> Tensor:
+        for augmentation, numbers in zip(self.augmentations, drawn, strict=True):
+            joints = augmentation.apply(joints, numbers)
+        return joints
