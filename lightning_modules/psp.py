@@ -9,7 +9,7 @@ from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules.batch import SkeletonBatch
-from datamodules.transforms.spatial import Augmentation
+from datamodules.transforms.augmentation import Augmentation
 from lightning_modules.attention.ppa import PPA, Pyramid
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import linear, pool, projection_head

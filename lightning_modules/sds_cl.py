@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from datamodules.batch import SkeletonBatch
-from datamodules.transforms.spatial import Augmentation
+from datamodules.transforms.augmentation import Augmentation
 from lightning_modules.attention.siia import SIIA, Decoupled
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import projection_head

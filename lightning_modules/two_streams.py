@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import SkeletonBatch
-from datamodules.transforms.spatial import Augmentation, Compose
+from datamodules.transforms.augmentation import Augmentation, Compose
 from datamodules.transforms.streams import motion as motion_stream
 from datamodules.transforms.temporal import SampleFrames, drop_empty
 from lightning_modules.base import SkeletonModule
