@@ -3,6 +3,7 @@
 import copy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from datamodules.errors import InputError
 from federated.ledger import to_disk
 from federated.state import State
-from federated.svd_start import lora_layers
+from federated.svd_start import lora_pairs
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -38,7 +39,7 @@ def export(module: pl.LightningModule, folder: Path, initial: State, current: St
     model = peft_model(module)
     half_written = folder.with_name(folder.name + ".writing")
     shutil.rmtree(half_written, ignore_errors=True)
-    model.save_pretrained(half_written)
+    model.save_pretrained(str(half_written))
     if taken:
         _write_doubled(model, half_written, taken)
     for path in half_written.rglob("*"):
@@ -49,7 +50,7 @@ def export(module: pl.LightningModule, folder: Path, initial: State, current: St
 
 def _write_doubled(model: PeftModel, folder: Path, taken: State) -> None:
     """B A - B0 A0 as one pair of twice the rank in place of every pair whose start was taken from its weight."""
-    scalings = {layer.scaling[adapter] for _, layer, adapter in lora_layers(model)}
+    scalings = {pair.scaling for pair in lora_pairs(model)}
     if len(scalings) > 1:
         raise InputError(f"export: expected one LoRA scaling for all layers, found {sorted(scalings)}")
     state = get_peft_model_state_dict(model)
@@ -58,8 +59,8 @@ def _write_doubled(model: PeftModel, folder: Path, taken: State) -> None:
         pair = [state[name].cpu(), -begun] if ".lora_A" in name else [state[name].cpu(), begun]
         state[name] = torch.cat(pair, dim=0 if ".lora_A" in name else 1)
     save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
-    config = copy.deepcopy(model.peft_config[model.active_adapter])
+    config: Any = copy.deepcopy(model.peft_config[model.active_adapter])
     config.inference_mode = True
     config.r, config.use_rslora = 2 * config.r, False
     config.lora_alpha = scalings.pop() * config.r
-    config.save_pretrained(folder)
+    config.save_pretrained(str(folder))

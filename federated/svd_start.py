@@ -1,7 +1,7 @@
 """One-shot's common start: LoRA factors from the singular vectors of the frozen weight (YOCO, shared start)."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -39,29 +39,41 @@ class SVDStart:
         is no LoRA pair, r exceeds a weight's rank, or a quantised weight is to be corrected.
         """
         taken: State = {}
-        for name, layer, adapter in lora_layers(module):
-            a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
-            base = layer.get_base_layer()
-            start_b, start_a = factors(dequantize_module_weight(base).detach(), len(a), name)
+        for pair in lora_pairs(module):
+            start_b, start_a = factors(dequantize_module_weight(pair.base).detach(), len(pair.a), pair.name)
             with torch.no_grad():
-                b.copy_(start_b)
+                pair.b.copy_(start_b)
                 if self.factors == "both":
-                    a.copy_(start_a)
+                    pair.a.copy_(start_a)
                 if self.correct_base:
-                    _subtract(base, layer.scaling[adapter] * (b.float() @ a.float()), name)
-                    taken |= {f"{name}.lora_A.weight": a.clone().cpu(), f"{name}.lora_B.weight": b.clone().cpu()}
+                    _subtract(pair)
+                    taken[f"{pair.name}.lora_A.weight"] = pair.a.detach().to("cpu", copy=True)
+                    taken[f"{pair.name}.lora_B.weight"] = pair.b.detach().to("cpu", copy=True)
         return taken
 
 
-def lora_layers(module: nn.Module) -> Iterator[tuple[str, LoraLayer, str]]:
-    """Canonical name, layer and adapter of every linear LoRA pair. Raises InputError where there is none."""
-    found = False
+@dataclass(frozen=True)
+class Pair:
+    """A linear layer and its live LoRA factors: W + scaling B A, A (r, in), B (out, r); `name` is canonical."""
+
+    name: str
+    base: Any
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
+def lora_pairs(module: nn.Module) -> list[Pair]:
+    """Every linear LoRA pair of a module. Raises InputError where there is none."""
+    found = []
     for name, part in module.named_modules():
         if isinstance(part, LoraLayer) and part.lora_A:
-            found = True
-            yield canonical(name), part, next(iter(part.lora_A))
+            adapter = next(iter(part.lora_A))
+            a, b = (cast(Any, factors[adapter]).weight for factors in (part.lora_A, part.lora_B))
+            found.append(Pair(canonical(name), part.get_base_layer(), a, b, part.scaling[adapter]))
     if not found:
         raise InputError("expected LoRA pairs, found none: configure the model's LoRA")
+    return found
 
 
 def factors(weight: Tensor, rank: int, name: str) -> tuple[Tensor, Tensor]:
@@ -73,8 +85,9 @@ def factors(weight: Tensor, rank: int, name: str) -> tuple[Tensor, Tensor]:
     return u[:, :rank] * root, root[:, None] * v[:rank]
 
 
-def _subtract(base: nn.Module, product: Tensor, name: str) -> None:
-    if not base.weight.is_floating_point():
-        found = f"expected a floating weight to correct in {name}, found it quantised"
+def _subtract(pair: Pair) -> None:
+    weight = pair.base.weight
+    if not weight.is_floating_point():
+        found = f"expected a floating weight to correct in {pair.name}, found it quantised"
         raise InputError(f"SVD start: {found}; use quantization none or correct_base=false")
-    base.weight.sub_(product.to(base.weight.dtype))
+    weight.sub_((pair.scaling * (pair.b.float() @ pair.a.float())).to(weight.dtype))

@@ -10,7 +10,7 @@ from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.data import PartitionedData
 from federated.strategies.one_shot import OneShot
-from federated.svd_start import SVDStart, lora_layers
+from federated.svd_start import SVDStart, lora_pairs
 from federated.terms import Orthogonality, SignAgreement, Sparsity
 
 
@@ -22,12 +22,12 @@ def logits(module) -> torch.Tensor:
 
 def test_the_factors_are_the_best_approximation_of_rank_r():
     module = ToyLoRA()
-    before = {name: layer.get_base_layer().weight.clone() for name, layer, _ in lora_layers(module)}
+    before = {pair.name: pair.base.weight.clone() for pair in lora_pairs(module)}
     SVDStart(correct_base=False)(module)
     assert len(before) == 8
-    for name, layer, adapter in lora_layers(module):
-        a, b, w = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, before[name]
-        assert torch.equal(layer.get_base_layer().weight, w)
+    for pair in lora_pairs(module):
+        a, b, w = pair.a, pair.b, before[pair.name]
+        assert torch.equal(pair.base.weight, w)
         values = torch.linalg.svdvals(w)
         # Eckart-Young: nothing of rank 4 is nearer, and the rest is what the smaller singular values hold.
         assert torch.isclose((w - b @ a).norm(), values[4:].norm(), rtol=1e-4)
@@ -60,17 +60,13 @@ def test_mistakes_are_told():
         SVDStart()(base())
 
 
-class Quantised(torch.nn.Linear):
-    """Stands for a layer whose stored numbers are codes."""
-
-
 def test_a_quantised_weight_takes_no_correction(monkeypatch):
     module = ToyLoRA(LAST_QUERY)
-    ((_, layer, _),) = lora_layers(module)
-    weight = layer.get_base_layer().weight.detach().clone()
+    (pair,) = lora_pairs(module)
+    weight = pair.base.weight.detach().clone()
     codes = torch.nn.Parameter(torch.zeros(4, dtype=torch.uint8), requires_grad=False)
     monkeypatch.setattr("federated.svd_start.dequantize_module_weight", lambda base: weight)
-    layer.get_base_layer().weight = codes
+    pair.base.weight = codes
     with pytest.raises(InputError, match="q_proj, found it quantised; use quantization none or correct_base=false"):
         SVDStart()(module)
     assert SVDStart(correct_base=False)(module) == {}
