@@ -12,6 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from datamodules.errors import InputError
+from datamodules.prepared import make_data
 from lightning_modules.base import SkeletonModule
 from lightning_modules.evaluation.embedding import COORDINATE_FRAMES
 from lightning_modules.evaluation.subject import Subject
@@ -19,7 +20,7 @@ from lightning_modules.fitting import weights_digest
 from tracking import identity, records
 from tracking.build import build
 from tracking.doors import door
-from train import Run, announce, make_data, plain, set_aside, share, store_labels
+from train import Run, announce, plain, set_aside, share, store_labels
 
 
 def subjects(config: DictConfig, run: Run, checkpoint: Path) -> list[Subject]:

@@ -10,8 +10,8 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import InputError
-from datamodules.skeleton import Labelled, SkeletonDataModule
-from datamodules.store import store_folder
+from datamodules.prepared import make_data
+from datamodules.skeleton import SkeletonDataModule
 from lightning_modules.base import SkeletonModule
 from lightning_modules.callbacks.online_knn import OnlineKNN
 from lightning_modules.fitting import CHECKPOINT, epochs_done, fit, read_checkpoint
@@ -87,27 +87,6 @@ class Run:
 def plain(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration as plain containers."""
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-
-
-def make_data(config: DictConfig, **options) -> SkeletonDataModule:
-    """The prepared data of `config`; raises InputError with the command that prepares it.
-
-    options: arguments of SkeletonDataModule that differ from those for training.
-    """
-    folder = store_folder(config.paths.stores, config.data.name, config.raw)
-    if not (folder / config.data.recipe).is_dir():
-        command = f"python prepare.py data={config.data.name} raw={config.raw}"
-        raise InputError(f"expected prepared data in {folder / config.data.recipe}, found none: run {command}")
-    labelled = Labelled(**config.labelled) if config.labelled else None
-    chosen = {
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "max_bodies": config.data.max_bodies,
-        "labelled": labelled,
-        "tested": labelled is not None,
-        **config.loader,
-    }
-    return SkeletonDataModule(folder, config.data.recipe, config.data.split, **(chosen | options))
 
 
 def announce(run: Run) -> None:

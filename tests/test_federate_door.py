@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 import eval as evaluation
 import federate
 import prepare
-import train
 from datamodules.errors import InputError
 from datamodules.miniature import skeletons
 from federated.client import Client
@@ -92,7 +91,7 @@ def uninterrupted(first):
 
 def test_cameras_become_clients_and_are_told_round_by_round(root, first):
     result, out = first
-    assert "3 clients by camera: [10, 10, 10] clips, skew 0.00" in out
+    assert "3 clients by camera: [10, 10, 10] samples, skew 0.00" in out
     assert "round 1/2  clients 0 1 2  loss " in out and "failed 0" in out and "round 2/2" in out
     (record,) = records.find(root / "records", key=result["key"])
     assert record.kind == "federated" and record.best == {} and record.setting == "FedAvg, 3 clients by camera"
@@ -141,7 +140,7 @@ def test_the_global_model_is_evaluated_as_any_checkpoint(root, settings, uninter
     overrides = [f"checkpoint={uninterrupted['checkpoint']['global']}", "protocol=knn"]
     rows = evaluation.main.run(composed(root, *overrides, door="eval", preset="experiment=ntu60/sds_cl_xsub"))
     assert rows["trained"] == uninterrupted["test/knn1"]
-    start = train.Run.of(settings).module().state_dict()
+    start = federate.Run.of(settings).workload.module().state_dict()
     found = weights(uninterrupted)
     assert found.keys() == start.keys() and not same(found, start)
 
@@ -188,7 +187,7 @@ def test_a_strategy_starts_from_its_own_defaults(path):
 def test_zero_rounds_measure_the_untrained_model(settings):
     result = launched(settings, "federated.rounds=0")
     assert result["rounds"] == 0 and "train/loss" not in result
-    assert same(weights(result), train.Run.of(settings).module().state_dict())
+    assert same(weights(result), federate.Run.of(settings).workload.module().state_dict())
 
 
 @pytest.mark.parametrize(

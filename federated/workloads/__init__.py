@@ -1,0 +1,1 @@
+"""What a federation can train, one kind of data a file."""

@@ -1,0 +1,51 @@
+"""What the door asks of whatever is federated: a module, the clients' data, a measurement, a way to keep models."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytorch_lightning as pl
+
+from federated.data import ClientData
+from federated.orchestrator import Metrics, Orchestrator
+from federated.state import State
+from federated.strategies.base import Strategy
+
+
+class Workload(Protocol):
+    """Built with `config`, the whole resolved configuration.
+
+    fingerprint: of the data, who holds what included; base_model: of the weights that training starts from ("": from
+    none). miniature: whether the data are made up; counts: samples by name, for records.
+    manifest: who holds what, with `sizes` (samples a client) and `skew`. clients: their batches.
+    rate: (round, rounds) -> factor on the clients' learning rate.
+    """
+
+    fingerprint: str
+    base_model: str
+    miniature: bool
+    counts: Mapping[str, int]
+
+    @property
+    def manifest(self) -> dict[str, Any]: ...
+
+    @property
+    def clients(self) -> ClientData: ...
+
+    @property
+    def rate(self) -> Callable[[int, int], float]: ...
+
+    def module(self) -> pl.LightningModule:
+        """The model as every client gets it in the first round; its weights are a function of the seed."""
+
+    def evaluate(self, module: pl.LightningModule) -> Metrics:
+        """Rates in per cent on the test data."""
+
+    def row(self, strategy: Strategy) -> dict[str, str]:
+        """How a record names the result: `method`, and where it needs them `variant` and `setting`."""
+
+    def save(self, folder: Path, orchestrator: Orchestrator, models: dict[str, State]) -> None:
+        """Keep every model below `folder`, each whole or not at all."""
+
+    def saved(self, folder: Path) -> dict[str, str]:
+        """Path of each kept model by name: `global`, or one a client where clients keep tensors of their own."""
