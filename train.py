@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import InputError
@@ -15,7 +17,7 @@ from datamodules.skeleton import SkeletonDataModule
 from lightning_modules.base import SkeletonModule
 from lightning_modules.callbacks.online_knn import OnlineKNN
 from lightning_modules.fitting import CHECKPOINT, epochs_done, fit, read_checkpoint
-from tracking import identity, loggers, memory, records
+from tracking import identity, loggers, memory, processes, records
 from tracking.build import build
 from tracking.doors import door
 
@@ -91,7 +93,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 def announce(run: Run) -> None:
     """Say it wherever numbers are made: a miniature is not the data set."""
-    if run.data.miniature:
+    if run.data.miniature and processes.rank() == 0:
         print(
             f"*** miniature, not {run.config['data']['title']}: these numbers say nothing about the real data set ***"
         )
@@ -102,17 +104,16 @@ def main(config: DictConfig) -> dict:
     """Train until the last epoch; returns the record's metrics, the run's key and its folder."""
     run = Run.of(config)
     announce(run)
-    if config.trainer.devices != 1:
-        raise InputError(
-            f"trainer.devices={config.trainer.devices}: several devices are not supported yet, set it to 1"
-        )
+    check_processes(config)
+    first = processes.rank() == 0  # of several processes one looks after the files
     found = records.find(Path(config.paths.records), key=run.key, kind="train")
     if found and run.finished and not config.fresh:
-        print(f"found: {run.folder} (fresh=true runs again)")
+        if first:
+            print(f"found: {run.folder} (fresh=true runs again)")
         return {"key": run.key, "folder": str(run.folder), **found[0].metrics}
-    if config.fresh:
+    if config.fresh and first:
         set_aside(run.folder)
-    if run.data.labelled is not None:
+    if run.data.labelled is not None and first:
         store_labels(run, run.data.labelled.fraction)
     started = time.monotonic()
     memory.reset_peak()
@@ -127,7 +128,8 @@ def main(config: DictConfig) -> dict:
         config=identity.stripped(run.config),
         **config.logger,
     ) as sinks:
-        history = fit(run.module(), run.data, run.folder, run.config["trainer"], config.seed, title, sinks, hooks)
+        trainer, again = run.config["trainer"], not config.fresh
+        history = fit(run.module(), run.data, run.folder, trainer, config.seed, title, sinks, hooks, again)
     best = {name: history.best(name) for name in history.last() if name.startswith("test/")}
     record = run.record(
         kind="train",
@@ -138,12 +140,29 @@ def main(config: DictConfig) -> dict:
         cost=memory.peak(),
         seconds=time.monotonic() - started,
     )
-    folder = Path(config.paths.records)
+    if first:
+        store(run, record)
+    return {"key": run.key, "folder": str(run.folder), **record.metrics}
+
+
+def store(run: Run, record: records.Record) -> None:
+    """Write what a finished training run gives to record."""
+    folder = Path(run.config["paths"]["records"])
     if run.data.labelled is not None:  # before the other, whose presence says that all is done
         records.write(labelled_result(run, run.data.labelled.fraction, record), folder)
-    path = records.write(record, folder)
-    print(f"trained: {run.folder}, record {path}")
-    return {"key": run.key, "folder": str(run.folder), **record.metrics}
+    print(f"trained: {run.folder}, record {records.write(record, folder)}")
+
+
+def check_processes(config: DictConfig) -> None:
+    """Raises InputError for jobs of several processes in one sweep that runs all its jobs in this process.
+
+    Lightning starts the other processes by this very command line: each would be the whole sweep again.
+    """
+    several = config.trainer.devices != 1 or config.trainer.get("num_nodes", 1) != 1
+    if several and not processes.started_together() and HydraConfig.initialized():
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            found = f"trainer.devices={config.trainer.devices} in a sweep whose jobs share one process"
+            raise InputError(f"expected one device, found {found}: add hydra/launcher=processes")
 
 
 def labelled_result(run: Run, fraction: float, trained: records.Record) -> records.Record:

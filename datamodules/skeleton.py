@@ -185,11 +185,23 @@ class SkeletonDataModule(pl.LightningDataModule):
         return self.in_order(self.rows[side])
 
     def in_order(self, rows: np.ndarray) -> DataLoader:
-        """The given store rows once, in that order."""
-        return DataLoader(self.clips(rows), self.eval_batch_size, num_workers=self.num_workers, collate_fn=_as_is)
+        """The given store rows once, in that order; of several processes that train, each takes every n-th.
+
+        Raises InputError if one of them would go without.
+        """
+        rank, world = self._place()
+        if len(rows) < world:
+            raise InputError(f"{len(rows)} clips are fewer than {world} processes: lower trainer.devices")
+        return DataLoader(
+            self.clips(rows[rank::world]), self.eval_batch_size, num_workers=self.num_workers, collate_fn=_as_is
+        )
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and number of the processes that train together."""
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def _shuffled(self, clips: Clips, batch_size: int, stream: int = 0, steps: int | None = None) -> DataLoader:
-        world, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+        rank, world = self._place()
         if batch_size % world:
             raise InputError(f"a global batch of {batch_size} does not divide by {world} processes: choose a multiple")
         if steps is None and self.drop_last and len(clips) < batch_size:

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import signal
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,18 @@ from datamodules.errors import InputError
 from lightning_modules.callbacks.history import History
 from lightning_modules.callbacks.progress import progress
 from lightning_modules.callbacks.step_seed import StepSeed
+from lightning_modules.synced_norm import SyncedStatistics
 
 CHECKPOINT = "last.ckpt"
 # What Lightning says of things that are meant to be so here.
-EXPECTED = (".*does not have many workers.*", ".*no `validation_step`.*", ".*exists and is not empty.*", ".*LeafSpec.*")
+EXPECTED = (
+    ".*does not have many workers.*",
+    ".*no `validation_step`.*",
+    ".*exists and is not empty.*",
+    ".*LeafSpec.*",
+    ".*recommended to use `self.log.*sync_dist=True.*",  # of values that all processes hold alike
+    ".*nn.functional.all_gather is deprecated.*",  # Lightning calls it
+)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -57,11 +66,13 @@ def fit(
     title: str,
     loggers: list | bool = False,
     callbacks: Sequence[pl.Callback] = (),
+    resume: bool = True,
 ) -> History:
     """Train until `trainer["max_epochs"]`, writing `folder/last.ckpt` after every epoch (atomically, weights included).
 
-    If that file exists the run continues after the epoch it holds; on the CPU the result is bitwise that of an
-    uninterrupted run, because order, augmentations and dropout are functions of (seed, epoch, step).
+    If that file exists the run continues after the epoch it holds, unless `resume` is False; on the CPU the result is
+    bitwise that of an uninterrupted run, because order, augmentations and dropout are functions of (seed, epoch, step).
+    Several processes compute what one would: each takes its rows of the global batch, batch norm sees all of them.
     """
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in EXPECTED:
@@ -77,6 +88,7 @@ def fit(
             **trainer,
             logger=loggers,
             callbacks=hooks,
+            plugins=SyncedStatistics(),  # does nothing where one process trains
             use_distributed_sampler=False,
             enable_model_summary=False,
             enable_progress_bar=isinstance(bar, RichProgressBar),
@@ -85,8 +97,19 @@ def fit(
         )
     except (MisconfigurationException, ValueError) as error:
         raise InputError(f"these trainer settings cannot hold here: {' '.join(str(error).split())}") from error
-    resume = folder / CHECKPOINT
-    if resume.exists():
-        read_checkpoint(resume)
-    runner.fit(module, datamodule=datamodule, ckpt_path=resume if resume.exists() else None, weights_only=True)
+    last = folder / CHECKPOINT
+    begin = last if resume and last.exists() else None
+    if begin is not None:
+        read_checkpoint(begin)
+    try:
+        runner.fit(module, datamodule=datamodule, ckpt_path=begin, weights_only=True)
+    except BaseException:
+        end_siblings(runner)
+        raise
     return history
+
+
+def end_siblings(runner: pl.Trainer) -> None:
+    """End the processes that this one started for the fit: they would wait for ever for one that has failed."""
+    for process in getattr(runner.strategy.launcher, "procs", ()):
+        process.send_signal(signal.SIGKILL)

@@ -20,6 +20,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
+from tracking import processes
 from tracking.errors import UsageError
 
 Task = Callable[[DictConfig], dict[str, Any]]
@@ -62,7 +63,7 @@ def door(
                 # Hydra lets SystemExit pass; an exception it would precede with a line of its own.
                 _complain(error)
                 raise SystemExit(USER_ERROR) from error
-            if _is_first_process():
+            if processes.rank() == 0:
                 print(summary(result))
             return result
 
@@ -93,6 +94,7 @@ def summary(result: Mapping[str, Any]) -> str:
 
 
 def _complain(error: Exception, where: str = "") -> None:
+    where += f" in process {processes.rank()}" if processes.rank() else ""
     print(f"error{where}: {one_line(error)}", file=sys.stderr)
 
 
@@ -104,8 +106,3 @@ def one_line(error: Exception) -> str:
     # Hydra shows where it looked; the options it found before that are the help.
     text = text.split("Config search path:")[0]
     return " ".join(text.split()) or type(error).__name__
-
-
-def _is_first_process() -> bool:
-    """In a job of several processes only one prints."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

@@ -2,18 +2,20 @@
 
 import pytorch_lightning as pl
 import torch
+from torch import Tensor
 
+from datamodules.batch import SkeletonBatch
 from datamodules.randomness import generator
 from datamodules.skeleton import SkeletonDataModule
 from lightning_modules.base import SkeletonModule
-from lightning_modules.evaluation.embedding import Embedding, embed
+from lightning_modules.evaluation.embedding import Embedding, embed, gathered
 from lightning_modules.evaluation.knn import neighbours
 
 
 class OnlineKNN(pl.Callback):
     """Logs `test/knn1` (cosine 1-NN, percent) every `every` epochs on at most `clips` clips of each side.
 
-    The clips are a fixed draw by `seed`; labels serve this display only. It leaves the module in train mode and draws
+    The clips are a fixed draw by `seed`, of which each process embeds its share; labels serve this display only. It leaves the module in train mode and draws
     nothing from torch's generators, so a run with it equals one without it.
     """
 
@@ -37,4 +39,10 @@ class OnlineKNN(pl.Callback):
             rows = rows[
                 torch.randperm(len(rows), generator=generator(self.seed, 0))[: self.clips].sort().values.numpy()
             ]
-        return embed(module.embed, data.in_order(rows), module.device, f"online k-NN, {side}")
+        cast = trainer.strategy.precision_plugin.convert_input  # clips are float32, the module may not be
+
+        def function(batch: SkeletonBatch) -> Tensor:
+            return module.embed(cast(batch))
+
+        own = embed(function, data.in_order(rows), module.device, f"online k-NN, {side}")
+        return own if trainer.world_size == 1 else gathered(own, module.device)

@@ -7,14 +7,16 @@ from typing import TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 from rich.progress import track
 
 Item = TypeVar("Item")
 
 
 def shown(items: Iterable[Item], title: str) -> Iterable[Item]:
-    """The items, with a bar that vanishes at the end if the output is a terminal."""
-    return track(items, description=title, transient=True) if sys.stdout.isatty() else items
+    """The items, with a bar that vanishes at the end if the output is a terminal and this the first process."""
+    bar = sys.stdout.isatty() and rank_zero_only.rank == 0
+    return track(items, description=title, transient=True) if bar else items
 
 
 class EpochLines(pl.Callback):

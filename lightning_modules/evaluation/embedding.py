@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from datamodules.batch import SkeletonBatch
 from datamodules.transforms.temporal import SampleFrames
@@ -40,6 +41,14 @@ def embed(
         vectors = function(SkeletonBatch(*(part.to(device) for part in batch)))
         parts.append((vectors.float().cpu(), batch.labels, batch.ids))
     return Embedding(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def gathered(own: Embedding, device: torch.device) -> Embedding:
+    """The shares of all processes, of whatever size, in the store's order; device: where the processes can meet."""
+    columns = (gather_all_tensors(getattr(own, column.name).to(device)) for column in fields(Embedding))
+    whole = Embedding(*(torch.cat(parts).cpu() for parts in columns))
+    order = whole.ids.argsort()
+    return Embedding(whole.vectors[order], whole.labels[order], whole.ids[order])
 
 
 def coordinates(batch: SkeletonBatch, frames: int = COORDINATE_FRAMES) -> Tensor:
