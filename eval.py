@@ -84,13 +84,13 @@ def setting(config: DictConfig) -> str:
 @door("eval", expected=(InputError,), conf=Path(__file__).parent / "conf")
 def main(config: DictConfig) -> dict:
     """Measure every subject under `config.protocol`; returns the headline of each."""
-    run = Run.of(config)
-    announce(run)
     if config.trainer.devices != 1:
         raise InputError(
             f"evaluation runs on one device, found trainer.devices={config.trainer.devices}: leave trainer=ddp out, "
             "the number of devices is no part of a run's settings"
         )
+    run = Run.of(config)
+    announce(run)
     checkpoint = Path(config.checkpoint) if config.checkpoint else run.checkpoint
     if not checkpoint.is_file():
         raise InputError(f"expected a checkpoint {checkpoint}, found none: run python train.py with the same settings")

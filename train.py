@@ -159,10 +159,10 @@ def check_processes(config: DictConfig) -> None:
     Lightning starts the other processes by this very command line: each would be the whole sweep again.
     """
     several = config.trainer.devices != 1 or config.trainer.get("num_nodes", 1) != 1
-    if several and not processes.started_together() and HydraConfig.initialized():
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            found = f"trainer.devices={config.trainer.devices} in a sweep whose jobs share one process"
-            raise InputError(f"expected one device, found {found}: add hydra/launcher=processes")
+    sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if several and sweep and not processes.started_together():
+        found = f"trainer.devices={config.trainer.devices} in a sweep whose jobs share one process"
+        raise InputError(f"expected one device, found {found}: add hydra/launcher=processes")
 
 
 def labelled_result(run: Run, fraction: float, trained: records.Record) -> records.Record:

@@ -6,9 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_chain
 import torch
+from hydra import compose, initialize_config_dir
+from torch import nn
 from toys import write_toy_stores
 from two_processes import METHODS, train
+
+import eval as evaluation
+import prepare
+import train as train_door
+from datamodules.errors import InputError
+from datamodules.miniature import skeletons
+from lightning_modules.synced_norm import SyncedStatistics
+from tracking import records
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -45,14 +56,18 @@ def apart(one: dict, other: dict) -> float:
 @pytest.mark.parametrize("frozen", [False, True], ids=["batch statistics", "frozen statistics"])
 @pytest.mark.parametrize("name", list(METHODS))
 def test_two_processes_compute_what_one_would(name, frozen, stores, pair, tmp_path):
-    """Losses, gradients of every step, weights, banks, key encoders and k-NN: float64, to 1e-10, on either rank."""
-    one = train(name, stores, tmp_path, frozen)
+    """Losses, gradients of every step, weights, banks, key encoders and k-NN: float64, on either rank.
+
+    To 1e-10 with batch norm in eval mode. Its statistics over two processes are sums in another order, and the attack's
+    sign-like step makes the last digits of a gradient larger: to 1e-8 in training mode.
+    """
+    one, tolerance = train(name, stores, tmp_path, frozen), 1e-10 if frozen else 1e-8
     for two in (rank[f"{name} {frozen}"] for rank in pair):
-        assert apart(one["state"], two["state"]) < 1e-10
+        assert apart(one["state"], two["state"]) < tolerance
         assert len(one["gradients"]) == len(two["gradients"]) > 0
-        assert all(apart(*step) < 1e-10 for step in zip(one["gradients"], two["gradients"], strict=True))
+        assert all(apart(*step) < tolerance for step in zip(one["gradients"], two["gradients"], strict=True))
         for mine, theirs in zip(one["epochs"], two["epochs"], strict=True):
-            assert mine == pytest.approx(theirs, abs=1e-10)
+            assert mine == pytest.approx(theirs, abs=tolerance)
             assert "test/knn1" in mine
 
 
@@ -63,3 +78,103 @@ def test_all_processes_hold_the_same_state(name, pair):
     for frozen in (False, True):
         one, other = (rank[f"{name} {frozen}"]["state"] for rank in pair)
         assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.slow
+def test_two_processes_resume_what_they_began(stores, pair, tmp_path):
+    one = train("a2mc", stores, tmp_path, frozen=True)
+    assert all(apart(one["state"], rank["resumed"]["state"]) < 1e-10 for rank in pair)
+    assert all(len(rank["resumed"]["gradients"]) * 2 == len(one["gradients"]) for rank in pair)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_ends_the_other(rank, stores, tmp_path):
+    """Started by Lightning itself: nobody waits for ever, the cause is told."""
+    script = Path(__file__).parent / "two_processes.py"
+    line = [sys.executable, str(script), str(stores), str(tmp_path), f"fail={rank}"]
+    ended = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=120)
+    assert ended.returncode != 0
+    assert f"process {rank} breaks down" in ended.stderr
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """A function: overrides for train.py on a prepared miniature, its runs and records in a folder of their own."""
+    root = tmp_path_factory.mktemp("root")
+    skeletons.write_ntu(root / "raw", **test_chain.FEW)
+    prepare.main.run(test_chain.config("prepare", root, "data=ntu60", f"raw={root / 'raw'}", "workers=1"))
+    small = [override.removeprefix("+") for override in test_chain.SMALL]
+    common = [*small, f"raw={root}/raw", f"paths.root={root}", "trainer.precision=64-true"]
+    return lambda name: [*common, f"paths.runs={root}/{name}/runs", f"paths.records={root}/{name}/records"], root
+
+
+TWO = ["trainer=ddp", "trainer.devices=2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [[sys.executable], TORCHRUN], ids=["lightning", "torchrun"])
+def test_training_on_two_processes_is_the_run_of_one(start, settings, request):
+    """From the command line, batch statistics and all: the same key, one record, its numbers to 1e-8."""
+    overrides, root = settings
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        train_door.main.run(compose("train", overrides("one")))
+    line = [*start, str(ROOT / "train.py"), *overrides(request.node.callspec.id), *TWO]
+    for said in ("trained: ", "found: "):  # launched again, it finds what is there
+        ended = subprocess.run(line, env=environment(), cwd=root, capture_output=True, text=True, timeout=600)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.count(said) == 1
+        assert ended.stdout.count("test/knn1: ") == 1  # what the door prints at its end
+    (one,), (two,) = (records.find(root / name / "records") for name in ("one", request.node.callspec.id))
+    assert one.key == two.key
+    assert one.metrics == pytest.approx(two.metrics, rel=1e-8)
+    assert one.best == pytest.approx(two.best, rel=1e-8)
+
+
+def test_evaluation_says_that_it_wants_one_device():
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose("eval", ["trainer=ddp"])
+    with pytest.raises(InputError, match="leave trainer=ddp out"):
+        evaluation.main.run(config)
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of this process alone."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (3, 4, 5, 2)])
+@pytest.mark.parametrize("options", [{}, {"momentum": None}, {"affine": False}, {"track_running_stats": False}])
+def test_synced_batch_norm_is_batch_norm(shape, options, alone):
+    make = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d}[len(shape)]
+    plain, synced = (nn.Sequential(make(4, **options)).double() for _ in range(2))
+    plugin = SyncedStatistics()
+    plugin.apply(synced)
+    source = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x, slope = (torch.randn(shape, generator=source, dtype=torch.float64) + 3 for _ in range(2))
+        inputs = [x.clone().requires_grad_() for _ in range(2)]
+        outputs = [layer(part) for layer, part in zip((plain, synced), inputs, strict=True)]
+        torch.testing.assert_close(*outputs)
+        for output in outputs:
+            output.backward(slope)
+        torch.testing.assert_close(*(part.grad for part in inputs))
+    for one, other in zip(plain.parameters(), synced.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    plugin.revert(synced)
+    assert type(synced[0]) is make
+    torch.testing.assert_close(plain.state_dict(), synced.state_dict())
+    torch.testing.assert_close(plain.eval()(x), synced.eval()(x))
+
+
+def test_synced_batch_norm_keeps_half_precision(alone):
+    layer = nn.Sequential(nn.BatchNorm2d(4))
+    SyncedStatistics().apply(layer)
+    x = torch.randn(3, 4, 5, 2, dtype=torch.bfloat16, requires_grad=True)
+    out = layer(x)
+    out.float().square().sum().backward()
+    assert out.dtype == x.grad.dtype == torch.bfloat16
+    assert layer[0].running_mean.dtype == torch.float32

@@ -1,29 +1,15 @@
-"""PSP in training: resumed is bitwise uninterrupted, two processes compute what one would."""
+"""PSP in training: resumed is bitwise uninterrupted (on two processes as on one: tests/test_ddp.py)."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import pytorch_lightning as pl
 import torch
 from goldens import read
 from goldens_psp import build
-from torch import nn
 from toys import toy_data, write_toy_stores
 
 from datamodules.skeleton import Labelled
 from lightning_modules.fitting import CHECKPOINT, fit
-
-
-class FrozenStatistics(pl.Callback):
-    """Batch normalisation in eval mode: its batch statistics are the one thing that processes do not share here."""
-
-    def on_train_batch_start(self, trainer, module, *_) -> None:
-        for layer in module.modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                layer.eval()
 
 
 def train(stores: Path, folder: Path, epochs: int, callbacks=(), **options) -> dict[str, torch.Tensor]:
@@ -46,26 +32,3 @@ def test_resumed_is_bitwise_the_whole(stores, tmp_path):
     resumed = train(stores, tmp_path / "parts", 2)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert not torch.equal(whole["fc.weight"], half["fc.weight"])
-
-
-RANK = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from test_psp_training import FrozenStatistics, train
-
-train(Path({stores!r}), Path({folder!r}), 2, [FrozenStatistics()], precision="64-true", strategy="ddp", devices=2)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_compute_what_one_would(stores, tmp_path):
-    """The contrast sees the clips of both, each clip its own draws (float64, to 1e-10)."""
-    one = train(stores, tmp_path / "one", 2, [FrozenStatistics()], precision="64-true")
-    script = tmp_path / "rank.py"
-    script.write_text(RANK.format(tests=str(Path(__file__).parent), stores=str(stores), folder=str(tmp_path / "two")))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    subprocess.run(launch, check=True, env=environment, timeout=300)
-    two = torch.load(tmp_path / "two" / CHECKPOINT, weights_only=True)["state_dict"]
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-10

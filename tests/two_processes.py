@@ -10,9 +10,10 @@ import goldens_sds_cl
 import pytorch_lightning as pl
 import torch
 from goldens import read
-from toys import toy_data
+from toys import ToyMethod, toy_data
 from toys_a2mc import RELEASED, a2mc, scd_net
 
+from datamodules.errors import InputError
 from datamodules.skeleton import Labelled
 from lightning_modules.callbacks.online_knn import OnlineKNN
 from lightning_modules.encoders.dsta import DSTANet
@@ -66,13 +67,35 @@ def train(name: str, stores: Path, folder: Path, frozen: bool, **options) -> dic
     return {"state": module.state_dict(), "gradients": gradients.steps, "epochs": history.epochs}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    stores, out = Path(sys.argv[1]), Path(sys.argv[2])
-    rank = os.environ["RANK"]
+class BreakDown(pl.Callback):
+    """An error of one process in the second epoch."""
+
+    def __init__(self, rank: int):
+        self.rank = rank
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        if trainer.current_epoch == 1 and trainer.global_rank == self.rank:
+            raise InputError(f"process {self.rank} breaks down")
+
+
+def both(stores: Path, out: Path) -> dict:
+    """All methods, with batch norm frozen or not, and one interrupted after its first epoch."""
+    two = {"strategy": "ddp", "devices": 2}
     results = {
-        f"{name} {frozen}": train(name, stores, out / f"{name}-{frozen}", frozen, strategy="ddp", devices=2)
+        f"{name} {frozen}": train(name, stores, out / f"{name}-{frozen}", frozen, **two)
         for name in METHODS
         for frozen in (False, True)
     }
-    torch.save(results, out / f"rank{rank}.pt")
+    train("a2mc", stores, out / "resumed", True, **two, max_epochs=1)
+    return results | {"resumed": train("a2mc", stores, out / "resumed", True, **two)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    stores, out = Path(sys.argv[1]), Path(sys.argv[2])
+    if len(sys.argv) > 3:
+        hooks = [BreakDown(int(sys.argv[3].removeprefix("fail=")))]
+        trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "max_epochs": 3}
+        fit(ToyMethod(), toy_data(stores), out, trainer, 3, "toy", callbacks=hooks)
+    else:
+        torch.save(both(stores, out), out / f"rank{os.environ['RANK']}.pt")

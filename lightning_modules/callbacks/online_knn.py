@@ -15,8 +15,8 @@ from lightning_modules.evaluation.knn import neighbours
 class OnlineKNN(pl.Callback):
     """Logs `test/knn1` (cosine 1-NN, percent) every `every` epochs on at most `clips` clips of each side.
 
-    The clips are a fixed draw by `seed`, of which each process embeds its share; labels serve this display only. It leaves the module in train mode and draws
-    nothing from torch's generators, so a run with it equals one without it.
+    The clips are a fixed draw by `seed`, of which each process embeds its share; labels serve this display only. It
+    leaves the module in train mode and draws nothing from torch's generators, so a run with it equals one without it.
     """
 
     def __init__(self, every: int = 5, clips: int = 2000, seed: int = 1):
