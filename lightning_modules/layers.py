@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.copies import CountedBatchNorm2d
+
 
 def leaky(x: Tensor) -> Tensor:
     """LeakyReLU with the slope of the published code, .1."""
@@ -19,4 +21,4 @@ def conv(in_channels: int, out_channels: int, kernel=(1, 1), stride=(1, 1)) -> n
 
 def conv_bn(in_channels: int, out_channels: int, kernel=(1, 1), stride=(1, 1)) -> nn.Sequential:
     """`conv` and batch normalisation."""
-    return nn.Sequential(conv(in_channels, out_channels, kernel, stride), nn.BatchNorm2d(out_channels))
+    return nn.Sequential(conv(in_channels, out_channels, kernel, stride), CountedBatchNorm2d(out_channels))

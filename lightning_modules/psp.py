@@ -11,6 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from datamodules.batch import SkeletonBatch
 from datamodules.transforms.augmentation import Augmentation
 from lightning_modules.attention.ppa import PPA, Pyramid
+from lightning_modules.copies import once
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import linear, pool, projection_head
 from lightning_modules.losses.ccl import ccl
@@ -78,10 +79,12 @@ class PSP(TwoStreamModule, ScoredModule):
 
     def views(self, known_joint: Tensor, known_motion: Tensor, joint: Tensor, motion: Tensor) -> Views:
         """Streams (N, C, T, V, M) of the labelled and of the unlabelled clips -> what the losses read."""
-        bodies = joint.shape[-1]
+        bodies, rows = joint.shape[-1], [self.alike_bodies(stream) for stream in (joint, motion)]
         known_joint, known_motion, joint, motion = self.backbone(known_joint, known_motion, joint, motion)
         # PPA sees one stream at a time, so that its batch statistics are that stream's.
-        joint_levels, motion_levels = self.ppa(joint), self.ppa(motion)
+        joint_levels, motion_levels = (
+            once(self.ppa, self.ppa, kinds, stream) for kinds, stream in zip(rows, (joint, motion), strict=True)
+        )
         return Views(
             known=torch.stack([pool(known_joint, bodies), pool(known_motion, bodies)], dim=1),
             joint=Pyramid(*(pool(level, bodies) for level in joint_levels)),

@@ -8,6 +8,7 @@ from torch import Tensor
 from datamodules.batch import SkeletonBatch
 from datamodules.transforms.augmentation import Augmentation
 from lightning_modules.attention.siia import SIIA, Decoupled
+from lightning_modules.copies import once
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import projection_head
 from lightning_modules.losses.gl import gl, squeeze_all
@@ -67,9 +68,10 @@ class SDSCL(TwoStreamModule):
 
     def views(self, joint: Tensor, motion: Tensor) -> tuple[Squeezed, Squeezed]:
         """Clips (N, C, T, V, M) of either stream -> what the losses contrast of either."""
-        bodies = joint.shape[-1]
+        bodies, rows = joint.shape[-1], self.alike_bodies(joint, motion)
         joint, motion = self.backbone(joint, motion)
-        return squeeze(self.siia(joint, motion), bodies), squeeze(self.siia(motion, joint), bodies)
+        own, others = once(self.siia, self.siia, rows, joint, motion), once(self.siia, self.siia, rows, motion, joint)
+        return squeeze(own, bodies), squeeze(others, bodies)
 
     def terms(self, joint: Squeezed, motion: Squeezed) -> dict[str, Tensor]:
         """{"stl", "tsl", "gl"}, all of weight 1; the negatives of GL are the clips of all processes."""

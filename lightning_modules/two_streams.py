@@ -10,7 +10,8 @@ from datamodules.transforms.augmentation import Augmentation, Compose
 from datamodules.transforms.streams import motion as motion_stream
 from datamodules.transforms.temporal import SampleFrames, drop_empty
 from lightning_modules.base import SkeletonModule
-from lightning_modules.encoders.dsta import DSTANet
+from lightning_modules.copies import Rows, alike
+from lightning_modules.encoders.dsta import DSTANet, fold
 from lightning_modules.heads import pool
 from lightning_modules.schedules import Schedule
 
@@ -47,6 +48,10 @@ class TwoStreamModule(SkeletonModule):
         joint, num_frames = drop_empty(batch.joints, batch.num_frames)
         motion = motion_stream(joint, num_frames)
         return self._sample(joint, num_frames, view), self._sample(motion, num_frames, view + 1)
+
+    def alike_bodies(self, *streams: Tensor) -> Rows | None:
+        """Which folded bodies of streams (N, C, T, V, M) need a computation of their own (`DSTANet.absent_once`)."""
+        return alike(*map(fold, streams)) if self.encoder.absent_once else None
 
     def backbone(self, *streams: Tensor) -> tuple[Tensor, ...]:
         """(N * M, C', T', V) of each stream (N, C, T, V, M), in one pass, so that all share batch statistics."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES
+from lightning_modules.copies import alike, once
 from lightning_modules.layers import conv, conv_bn, leaky
 
 
@@ -111,6 +112,8 @@ class DSTANet(nn.Module):
     spatial_attention, temporal_attention: off, a 1x3 convolution over joints or a 7x1 one over frames stands there.
     global_spatial, global_temporal: learnable a0, at start 1 / V everywhere and the identity.
 
+    absent_once: all-zero bodies are computed once for the whole batch, which changes no more than rounding.
+
     Bodies are folded after the sample and never merged here: body m of sample n is row n * M + m.
     Raises InputError for blocks whose widths do not follow one another.
     """
@@ -126,6 +129,7 @@ class DSTANet(nn.Module):
         temporal_attention: bool = False,
         global_spatial: bool = True,
         global_temporal: bool = False,
+        absent_once: bool = True,
     ):
         super().__init__()
         for before, after in pairwise(layers):
@@ -134,7 +138,7 @@ class DSTANet(nn.Module):
                     f"expected every block to take the width of the one before, found {list(after)} after "
                     f"{list(before)}; correct the encoder's layers (input width, output width, inner width, stride)"
                 )
-        self.in_channels, self.num_frames = in_channels, num_frames
+        self.in_channels, self.num_frames, self.absent_once = in_channels, num_frames, absent_once
         self.subsets, self.out_channels = subsets, layers[-1][1]
         self.num_joints = joints = TOPOLOGIES[topology].num_joints
         self.stem = conv_bn(in_channels, layers[0][0])
@@ -161,6 +165,14 @@ class DSTANet(nn.Module):
                 f"DSTA-Net was built for (axes, frames, joints) = {expected}, but the clips have "
                 f"{tuple(clips.shape[1:4])}: choose the encoder's topology and num_frames after the data"
             )
+        rows = fold(clips)
+        return once(self, self._features, alike(rows) if self.absent_once else None, rows)
+
+    def _features(self, x: Tensor) -> Tensor:
         # Channels-last would be up to a fifth faster on the CPU, but its batch norm there is ten times less exact.
-        x = clips.permute(0, 4, 1, 2, 3).flatten(0, 1)
         return self.blocks(leaky(self.stem(x)))
+
+
+def fold(clips: Tensor) -> Tensor:
+    """Clips (N, C, T, V, M) -> rows (N * M, C, T, V), one a body."""
+    return clips.permute(0, 4, 1, 2, 3).flatten(0, 1)

@@ -1,0 +1,104 @@
+"""Rows of a batch that are alike are computed once and counted as often as they occur.
+
+In most NTU classes the second body is absent: all zeros, so that in every layer of a network on folded bodies the
+absent bodies of a batch are one and the same row. One of them with its multiplicity gives the features, batch
+statistics and gradients of all of them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+
+class CountedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose rows may stand for several: with `copies` (B,) the batch statistics are those of all copies.
+
+    Without `copies`, and in eval mode, it is nn.BatchNorm2d to the bit.
+    """
+
+    copies: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.copies is None or not self.training:
+            return super().forward(x)
+        wide = x if x.dtype == torch.float64 else x.float()
+        count = self.copies.sum()
+        share = (self.copies / count)[:, None]
+        # Variance within each row and between rows: exact where E[x^2] - E[x]^2 would cancel.
+        within, mean_of_row = torch.var_mean(wide, dim=(2, 3), correction=0)
+        mean = (share * mean_of_row).sum(0)
+        variance = (share * (within + (mean_of_row - mean).square())).sum(0)
+        self._follow(mean.detach(), variance.detach(), count * x[0, 0].numel())
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (wide * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor, numbers: Tensor) -> None:
+        """Move the running statistics as nn.BatchNorm2d does, with the unbiased variance of all copies."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, step)
+            self.running_var.lerp_(variance * numbers / (numbers - 1), step)
+
+
+class Rows(NamedTuple):
+    """Which rows of a batch (B, ...) are computed.
+
+    kept: (K,) positions of one row of each kind. copies: (K,) how many rows each stands for. place: (B,) which of the
+    kept rows a row of the batch equals.
+    """
+
+    kept: Tensor
+    copies: Tensor
+    place: Tensor
+
+
+def once(network: nn.Module, function: Callable[..., Any], rows: Rows | None, *inputs: Tensor) -> Any:
+    """function(*inputs), each kind of row computed once and its result handed to all rows of the kind.
+
+    function: a part of `network` of whose outputs (a tensor or containers of such, (B, ...) like the inputs) every
+    row depends on that row alone, but for batch statistics. rows: None, or a network that cannot count: all rows.
+    """
+    if rows is None or not countable(network):
+        return function(*inputs)
+    with counted(network, rows.copies):
+        outputs = function(*(x.index_select(0, rows.kept) for x in inputs))
+    return tree_map(lambda output: output.index_select(0, rows.place), outputs)
+
+
+@contextmanager
+def counted(network: nn.Module, copies: Tensor) -> Iterator[None]:
+    """Within it, the batch norms of `network` count row k of what they see `copies[k]` times."""
+    norms = [module for module in network.modules() if isinstance(module, CountedBatchNorm2d)]
+    for norm in norms:
+        norm.copies = copies
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.copies = None
+
+
+def alike(*inputs: Tensor) -> Rows | None:
+    """The all-zero rows of inputs (B, ...), zero in every one of them, as one; None where fewer than two are zero."""
+    empty = torch.stack([~x.flatten(1).any(1) for x in inputs]).all(0)
+    zeros = int(empty.sum())
+    if zeros < 2:
+        return None
+    present = (~empty).nonzero()[:, 0]
+    first = empty.nonzero()[:1, 0]
+    place = torch.where(empty, len(present), (~empty).cumsum(0) - 1)
+    copies = torch.cat([inputs[0].new_ones(len(present)), inputs[0].new_full((1,), zeros)])
+    return Rows(torch.cat([present, first]), copies, place)
+
+
+def countable(network: nn.Module) -> bool:
+    """Whether every batch norm of `network` can count: SyncBatchNorm, which takes their place on GPUs, cannot."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    return all(isinstance(norm, CountedBatchNorm2d) for norm in norms)

@@ -1,0 +1,147 @@
+"""Rows that are alike, computed once: features, losses, gradients and statistics of computing them all."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import SkeletonBatch
+from datamodules.randomness import generator
+from lightning_modules.copies import CountedBatchNorm2d, alike, countable, counted, once
+from lightning_modules.encoders.dsta import DSTANet
+from lightning_modules.layers import conv_bn
+from lightning_modules.psp import PSP
+from lightning_modules.schedules import Constant
+from lightning_modules.sds_cl import SDSCL
+
+LAYERS = [[8, 8, 4, 1], [8, 16, 4, 2]]
+
+
+def random(*shape: int, key: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(31, key), dtype=torch.float64)
+
+
+def some_empty() -> Tensor:
+    """(6, 3, 4, 5) rows of which 1, 3 and 4 are all zeros."""
+    rows = random(6, 3, 4, 5)
+    rows[[1, 3, 4]] = 0
+    return rows
+
+
+def test_zero_rows_are_one_kind_and_every_other_row_its_own():
+    rows = alike(some_empty())
+    assert rows.kept.tolist() == [0, 2, 5, 1] and rows.copies.tolist() == [1, 1, 1, 3]
+    assert rows.place.tolist() == [0, 3, 1, 3, 3, 2]
+    assert torch.equal(some_empty()[rows.kept][rows.place], some_empty())
+
+
+def test_a_row_is_empty_only_if_it_is_in_every_input_and_a_single_one_is_left():
+    first, second = some_empty(), some_empty()
+    second[1, 0, 0, 0] = 1
+    assert alike(first, second).kept.tolist() == [0, 1, 2, 5, 3]
+    second[3, 0, 0, 0] = 1
+    assert alike(first, second) is None, "one empty row saves nothing"
+
+
+def test_counted_batch_norm_equals_batch_norm_over_all_copies():
+    copies = torch.tensor([1.0, 4.0, 2.0], dtype=torch.float64)
+    rows = random(3, 4, 5, 6).requires_grad_()
+    every = rows.repeat_interleave(copies.long(), 0)
+    plain, ours = nn.BatchNorm2d(4).double(), CountedBatchNorm2d(4).double()
+    for norm in (plain, ours):
+        norm.weight.data, norm.bias.data = random(4, key=1), random(4, key=2)
+    expected = plain(every)
+    with counted(ours, copies):
+        got = ours(rows)
+    assert ours.copies is None
+    weights = random(*expected.shape, key=3)
+    wanted = torch.autograd.grad((expected * weights).sum(), [rows, *plain.parameters()])
+    found = torch.autograd.grad((got.repeat_interleave(copies.long(), 0) * weights).sum(), [rows, *ours.parameters()])
+    torch.testing.assert_close(got.repeat_interleave(copies.long(), 0), expected)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(dict(ours.named_buffers()), dict(plain.named_buffers()))
+
+
+def test_without_copies_and_in_eval_mode_it_is_batch_norm_to_the_bit():
+    plain, ours = nn.BatchNorm2d(3).double(), CountedBatchNorm2d(3).double()
+    assert torch.equal(ours(some_empty()), plain(some_empty()))
+    plain.eval(), ours.eval()
+    with counted(ours, torch.ones(6)):
+        assert torch.equal(ours(some_empty()), plain(some_empty()))
+
+
+def test_a_network_that_cannot_count_computes_all_rows():
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(conv_bn(3, 4)).double().eval()
+    assert not countable(network) and countable(conv_bn(3, 4))
+    seen = []
+    once(network, lambda x: seen.append(len(x)), alike(some_empty()), some_empty())
+    once(conv_bn(3, 4), lambda x: seen.append(len(x)) or x, alike(some_empty()), some_empty())
+    assert seen == [6, 4]
+
+
+def clips(number: int, absent: list[int], key: int) -> Tensor:
+    """(N, 3, 20, 25, 2); the second body of the clips `absent` is not there, the last clip's appears half way."""
+    joints = random(number, 3, 20, 25, 2, key=key).cumsum(2)
+    joints[absent, ..., 1] = 0
+    joints[-1, :, :10, :, 1] = 0
+    return joints
+
+
+def batch(number: int, absent: list[int], key: int = 5) -> SkeletonBatch:
+    labels = torch.arange(number) % 3
+    return SkeletonBatch(clips(number, absent, key), torch.full((number,), 20), labels, torch.arange(number))
+
+
+def method(cls, absent_once: bool, **options):
+    torch.manual_seed(0)
+    encoder = DSTANet("ntu25", LAYERS, subsets=2, num_frames=12, absent_once=absent_once)
+    return cls(encoder=encoder, optimizer=partial(torch.optim.SGD, lr=1), schedule=Constant(), seed=3, **options)
+
+
+CASES = {
+    "sds_cl": (SDSCL, {}, lambda: batch(6, [0, 2, 3])),
+    "psp": (
+        PSP,
+        {"topology": "ntu25", "num_classes": 3},
+        lambda: {"labelled": batch(4, [1, 2], key=6), "unlabelled": batch(6, [0, 2, 3])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_training_step_is_that_of_all_bodies(name):
+    cls, options, made = CASES[name]
+    modules = [method(cls, absent_once, **options).double().train() for absent_once in (True, False)]
+    seen: list[int] = []
+    modules[0].encoder.stem.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    terms = [module.objective(made()) for module in modules]
+    for losses in terms:
+        sum(losses.values()).backward()
+    torch.testing.assert_close(*terms, rtol=1e-11, atol=1e-11)
+    gradients = [{key: p.grad for key, p in module.named_parameters() if p.grad is not None} for module in modules]
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(*(dict(module.named_buffers()) for module in modules), rtol=1e-11, atol=1e-11)
+    every = 2 * 2 * sum(len(part.labels) for part in (made().values() if name == "psp" else [made()]))
+    absent = 2 * (5 if name == "psp" else 3)
+    assert seen == [every - absent + 1]
+
+
+def test_the_multiplicity_matters():
+    """Computing an absent body once without counting it as often as it occurs gives other losses."""
+    module = method(SDSCL, True).double().train()
+    right = module.objective(batch(6, [0, 2, 3]))["stl"].item()
+    original = CountedBatchNorm2d.forward
+    try:
+        CountedBatchNorm2d.forward = nn.BatchNorm2d.forward
+        wrong = module.objective(batch(6, [0, 2, 3]))["stl"].item()
+    finally:
+        CountedBatchNorm2d.forward = original
+    assert abs(right - wrong) > 1e-4
+
+
+def test_embeddings_are_those_of_all_bodies():
+    embeddings = [
+        method(SDSCL, absent_once).double().eval().embed(batch(6, [0, 2, 3])) for absent_once in (True, False)
+    ]
+    torch.testing.assert_close(*embeddings, rtol=1e-12, atol=1e-12)
