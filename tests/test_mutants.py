@@ -60,10 +60,11 @@ ATTENTION = [
     Mutant("residual left out", HeadAttention, "forward", "x + self.feed", "self.feed"),
     Mutant("residual of the other stream", HeadAttention, "forward", "x + self.feed", "other + self.feed"),
     Mutant("both streams through SIIA at once", SDSCL, "views",
-           "return squeeze(self.siia(joint, motion), bodies), squeeze(self.siia(motion, joint), bodies)",
+           "own, others = once(self.siia, self.siia, rows, joint, motion), "
+           "once(self.siia, self.siia, rows, motion, joint)",
            "import torch\n"
            "    both = self.siia(torch.cat([joint, motion]), torch.cat([motion, joint]))\n"
-           "    return tuple(squeeze(Decoupled(*half), bodies) for half in zip(*(part.chunk(2) for part in both)))"),
+           "    own, others = (Decoupled(*half) for half in zip(*(part.chunk(2) for part in both)))"),
 ]  # fmt: skip
 
 LOSSES = [

@@ -10,13 +10,16 @@ from lightning_modules.psp import PSP
 
 APART = "torch.cat([self.encoder(stream) for stream in streams])"
 SIDES_APART = "torch.cat([self.encoder(torch.cat(side)) for side in (streams[:2], streams[2:])])"
+ONE_A_STREAM = """(
+        once(self.ppa, self.ppa, kinds, stream) for kinds, stream in zip(rows, (joint, motion), strict=True)
+    )"""
 AT_ONCE = "zip(*(level.chunk(2) for level in self.ppa(torch.cat([joint, motion]))))"
 
 MUTANTS = [
     Mutant("body map detached", PPA, "_levels", "broadcast(body_map,", "broadcast(body_map.detach(),"),
     Mutant("part map detached", PPA, "onto_joints", "* part_map", "* part_map.detach()"),
     Mutant("P after B", PPA, "_levels", "self.onto_joints(part_map,", "self.onto_joints(part_map + onto_parts,"),
-    Mutant("PPA over both streams at once", PSP, "views", "self.ppa(joint), self.ppa(motion)", AT_ONCE),
+    Mutant("PPA over both streams at once", PSP, "views", ONE_A_STREAM, AT_ONCE),
     Mutant("one pass a stream", PSP, "backbone", "self.encoder(torch.cat(streams))", APART),
     Mutant("labelled and unlabelled apart", PSP, "backbone", "self.encoder(torch.cat(streams))", SIDES_APART),
     Mutant("scale without T", ppa, "head_maps", "queries.shape[2] * queries.shape[3]", "queries.shape[2]"),
