@@ -10,7 +10,8 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint constraints clean reproduce-ntu60 reproduce-ntu120 reproduce-ucla
+.PHONY: help install test test-all lint constraints clean reproduce-ntu60 reproduce-ntu120 reproduce-pku \
+  reproduce-ucla
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -69,6 +70,10 @@ reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, pre-train, evaluate, report 
 
 reproduce-ntu120: $(STAMP) ## NTU RGB+D 120: the same chain [NTU120_RAW=folder full=true scale=...]
 	$(call chain,ntu120,$(NTU120_RAW),$(call both,ntu120/sds_cl_xsub,ntu120/sds_cl_xset),$(FRACTIONS))
+
+reproduce-pku: $(STAMP) ## PKU-MMD, phases 1 and 2: the same chain of each [PKU1_RAW=folder PKU2_RAW=folder ...]
+	$(call chain,pku1,$(PKU1_RAW),$(call both,pku1/scd_net_xsub,pku1/scd_net_xview),$(FRACTIONS))
+	$(call chain,pku2,$(PKU2_RAW),$(call both,pku2/scd_net_xsub,pku2/scd_net_xview),$(FRACTIONS))
 
 reproduce-ucla: $(STAMP) ## NW-UCLA: the same chain [UCLA_RAW=folder scale=cpu]
 	$(call chain,ucla,$(UCLA_RAW),ucla/sds_cl,0.05$(comma)0.15$(comma)0.3$(comma)0.4)

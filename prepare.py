@@ -19,6 +19,7 @@ from tracking.doors import door
 
 factory(skeletons.write_ntu)
 factory(skeletons.write_ntu120)
+factory(skeletons.write_pku)
 factory(skeletons.write_ucla)
 factory(memes.write_memes)
 

@@ -37,7 +37,7 @@ from datamodules.store import (
 )
 
 PARTIAL, PLAN, RAW = ".partial", "plan.json", "raw"
-FILES_PER_SHARD = 256
+FILES_PER_SHARD, BYTES_PER_SHARD = 256, 128 << 20  # whichever is reached first: some files are long videos
 CLIPS_PER_SHARD = 1024  # a recipe takes a fraction of the time of reading
 TOOL = f"skelfed {version('skelfed')}"
 NUMBERS = {  # column of the index: what of a sample it holds
@@ -172,7 +172,7 @@ def _intact(path: Path, **expected: str) -> SkeletonStore | None:
 
 def _continue_or_start(work: Path, plan: _Plan) -> None:
     """Keep the pieces that a killed run left in `work` if it did the same, otherwise clear them away."""
-    wanted = json.dumps([FORMAT, TOOL, FILES_PER_SHARD, CLIPS_PER_SHARD, plan.source, plan.facts])
+    wanted = json.dumps([FORMAT, TOOL, FILES_PER_SHARD, BYTES_PER_SHARD, CLIPS_PER_SHARD, plan.source, plan.facts])
     try:
         found = (work / PLAN).read_text()
     except FileNotFoundError:
@@ -186,7 +186,7 @@ def _continue_or_start(work: Path, plan: _Plan) -> None:
 def _build_raw(plan: _Plan, work: Path, workers: int) -> SkeletonStore:
     pieces = work / f"{RAW}-pieces"
     convert = partial(_read_shard, plan.reader)
-    shards = convert_all(pieces, _split(plan.files, FILES_PER_SHARD), convert, workers, "reading raw files")
+    shards = convert_all(pieces, _split_files(plan.files), convert, workers, "reading raw files")
     rejected = [reason for shard in shards for reason in json.loads(str(array_of(shard, "rejected")))]
     columns = {column: np.concatenate([array_of(shard, column) for shard in shards]) for column in ("names", *NUMBERS)}
     if len(columns["names"]) == 0:
@@ -223,8 +223,10 @@ def _read_shard(reader: Reader, paths: Sequence[Path]) -> dict[str, np.ndarray]:
     for path in paths:
         for found in _clips_of(reader, path):
             if isinstance(found, MalformedFile):
+                blamed = found.path if found.path.parent != path.parent else Path(found.path.name)
+                file = "/".join(blamed.parts[-2:])  # a label file is called like its skeleton file
                 clip = found.clip or path.stem
-                rejected.append({"clip": clip, "file": found.path.name, "line": found.line, "reason": found.reason})
+                rejected.append({"clip": clip, "file": file, "line": found.line, "reason": found.reason})
             else:
                 samples.append(found)
     numbers = {key: np.array([value(sample) for sample in samples], dtype=np.int64) for key, value in NUMBERS.items()}
@@ -279,6 +281,20 @@ def _rejections(rejected: list[dict]) -> str:
 
 def _split(items: Sequence, length: int) -> list[Sequence]:
     return [items[start : start + length] for start in range(0, len(items), length)]
+
+
+def _split_files(files: Sequence[Path]) -> list[Sequence[Path]]:
+    """Consecutive files in pieces that one worker can hold."""
+    shards: list[list[Path]] = []
+    room = 0
+    for path in files:
+        size = _size_and_time(path)[0]
+        if not shards or len(shards[-1]) == FILES_PER_SHARD or size > room:
+            shards.append([])
+            room = BYTES_PER_SHARD
+        shards[-1].append(path)
+        room -= size
+    return list(shards)
 
 
 def _flat(arrays: list[np.ndarray], dtype: type) -> np.ndarray:

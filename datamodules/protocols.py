@@ -52,6 +52,11 @@ PROTOCOLS = {
     ),
     "ntu120_xsub": Protocol("performers", NTU120_PERFORMERS, _others(106, NTU120_PERFORMERS), (63_026, 50_919)),
     "ntu120_xset": Protocol("setups", EVEN_SETUPS, _others(32, EVEN_SETUPS), (54_468, 59_477)),
+    # Column `listed`: a digit for the list by subject, one for the list by view, 1 train, 2 test.
+    "pku1_xsub": Protocol("listed", frozenset((11, 12)), frozenset((21, 22))),
+    "pku1_xview": Protocol("listed", frozenset((11, 21)), frozenset((12, 22))),
+    "pku2_xsub": Protocol("listed", frozenset((11, 12)), frozenset((21, 22))),
+    "pku2_xview": Protocol("listed", frozenset((11, 21)), frozenset((12, 22))),
     "ucla_views": Protocol("cameras", frozenset((1, 2)), frozenset((3,)), (1_020, 464), {5: 5, 15: 15, 30: 30, 40: 40}),
 }
 
@@ -65,7 +70,7 @@ def _find(name: str) -> Protocol:
 def split(index, name: str) -> dict[str, np.ndarray]:
     """Rows of `index` on either side of protocol `name`, as ascending int64 arrays under "train" and "test".
 
-    index: anything with the store's arrays `performers`, `cameras`, `setups` and `names`.
+    index: anything with the store's arrays `names`, `performers`, `cameras`, `setups` and `listed`.
     Raises InputError for an unknown protocol, and for clips that it puts on neither side.
     """
     protocol = _find(name)

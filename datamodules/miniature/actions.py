@@ -146,6 +146,25 @@ NTU120_ACTIONS: dict[int, tuple[Action, ...]] = {
     112: (HIGH_FIVE, HIGH_FIVE),
 }
 
+# By the numbers of PKU-MMD; phase 2 has no actions of two people.
+PKU_ACTIONS: dict[int, tuple[Action, ...]] = {
+    6: (CLAP,),
+    8: (DRINK,),
+    13: (WAVE,),
+    14: (SHAKE_HANDS, SHAKE_HANDS),
+    17: (JUMP,),
+    19: (KICK,),
+    25: (POINT,),
+    26: (PUNCH, RECOIL),
+    32: (SALUTE,),
+    33: (SIT_DOWN,),
+    34: (STAND_UP,),
+    41: (THROW,),
+}
+PKU2_ACTIONS: dict[int, tuple[Action, ...]] = {
+    number: roles for number, roles in PKU_ACTIONS.items() if len(roles) == 1
+}
+
 # By the numbers of NW-UCLA; its class labels count them from 1.
 UCLA_ACTIONS: dict[int, Action] = {
     1: PICK_UP_ONE_HAND,

@@ -1,4 +1,4 @@
-"""Writes the miniature skeleton sets, in the file formats of NTU RGB+D and NW-UCLA."""
+"""Writes the miniature skeleton sets, in the file formats of NTU RGB+D, NW-UCLA and PKU-MMD."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.errors import InputError
-from datamodules.miniature import actions, kinect_text, scenes
+from datamodules.miniature import actions, kinect_text, pku_text, scenes
 from datamodules.miniature.folder import BANNER, Files, fill
 from datamodules.topology import NTU25, UCLA20
 
-GENERATOR = ("actions", "kinect_text", "kinematics", "scenes", "skeletons")
+GENERATOR = ("actions", "kinect_text", "kinematics", "pku_text", "scenes", "skeletons")
 LEAST_FRAMES = 10  # room for a body to be lost and found
 NTU_PERFORMERS = (1, 2, 4, 5, 8, 9, 13, 14, 3, 6, 7, 11, 12)  # the first eight train in xsub
 # Performer: a setup in which they took part in the real set. Nine train in xsub, seven test.
@@ -22,6 +22,7 @@ _NTU120_SETUPS = {
 }  # fmt: skip
 NTU120_PERFORMERS = tuple(_NTU120_SETUPS)
 UCLA_PERFORMERS = tuple(range(1, 11))
+PKU_PERFORMERS = tuple(range(1, 11))
 # Joints of Kinect v1 that the 25 joints of v2 call something else.
 _RENAMED = {"hip centre": "spine base", "spine": "spine middle", "shoulder centre": "spine shoulder"}
 _V1_JOINTS = [NTU25.joint_names.index(_RENAMED.get(name, name)) for name in UCLA20.joint_names]
@@ -135,6 +136,48 @@ def write_ucla(
             name = f"a{action:02}_s{performer:02}_e{episode:02}_v{view:02}"
             clip = {"file_name": name, "skeletons": seen.round(5).tolist(), "label": numbers.index(action) + 1}
             yield f"{name}.json", json.dumps(clip).encode()
+
+    return _write(Path(folder), report, {"performers": list(performers), "frames": list(frames)}, files)
+
+
+def write_pku(
+    folder: Path,
+    phase: int,
+    seed: int = 0,
+    performers: Sequence[int] = PKU_PERFORMERS,
+    takes: int = 2,
+    frames: tuple[int, int] = (30, 60),
+) -> dict:
+    """Write a set in the format of PKU-MMD: videos of twelve (phase 2: ten) actions each, seen by three cameras.
+
+    The first seven tenths of the performers train in the list by subject, cameras M and R in that by view. A few labels
+    and videos are broken; arguments and result otherwise as `write_ntu`.
+    """
+    repertoire = actions.PKU_ACTIONS if phase == 1 else actions.PKU2_ACTIONS
+    videos = [
+        (performer, take, pku_text.stem(phase, performer, take))
+        for performer, take in product(performers, range(1, takes + 1))
+    ]
+    learn = performers[: max(1, len(performers) * 7 // 10)]
+    report = {
+        "banner": BANNER.format(f"PKU-MMD, phase {phase}"),
+        "dataset": f"pku{phase}",
+        "seed": seed,
+        "clips": len(videos) * len(pku_text.CAMERAS) * len(repertoire),
+        "actions": {number: roles[0].name for number, roles in repertoire.items()},
+        "rejected": pku_text.rejected(phase, videos[0][2], len(repertoire)),
+    }
+
+    def files() -> Iterator[tuple[str, bytes]]:
+        for performer, take, stem in videos:
+            rng = np.random.default_rng([seed, 7, phase, performer, take])
+            partner = performers[(performers.index(performer) + 1) % len(performers)]
+            cast = [scenes.cast(seed, person) for person in (performer, partner)]
+            video = pku_text.shoot(rng, cast, repertoire, frames)
+            sensors = scenes.cameras(np.random.default_rng([seed, 8, phase, take]))
+            yield from pku_text.files(rng, stem, video, sensors, spoil=stem == videos[0][2])
+        yield from pku_text.broken(phase)
+        yield from pku_text.splits(phase, {stem: performer in learn for performer, _, stem in videos})
 
     return _write(Path(folder), report, {"performers": list(performers), "frames": list(frames)}, files)
 
