@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from tracking.build import build
 from tracking.doors import door
 
 # What evaluation adds to the configuration, and what only watches: neither changes what is trained.
-NOT_TRAINED = ("protocol", "finetune", "linear", "scale", "knn_every")
+NOT_TRAINED = ("protocol", "fuse", "target", "finetune", "linear", "scale", "knn_every")
 
 
 @dataclass(frozen=True)
@@ -69,21 +70,30 @@ class Run:
 
     def record(self, **facts) -> records.Record:
         """A record of a result on this run's data, to which `facts` adds what was measured."""
-        config, data = self.config, self.data
-        title = config["data"]["title"]
-        return records.Record(
-            experiment=f"{config['data']['name']}/{config['name']}",
-            config={name: value for name, value in config.items() if name not in identity.LOCATIONS},
-            data={
-                "name": f"miniature, not {title}" if data.miniature else title,
-                "fingerprint": data.fingerprint,
-                "miniature": data.miniature,
-                "split": data.split,
-                "counts": data.counts,
-            },
-            seeds={"seed": config["seed"]},
-            **({"method": config["name"]} | facts),
-        )
+        return record_of(self.config, self.data, **facts)
+
+
+def record_of(config: dict[str, Any], data: SkeletonDataModule, **facts) -> records.Record:
+    """A record of a result on `data`; config: plain, with the facts of these data under `data`."""
+    title = config["data"]["title"]
+    return records.Record(
+        experiment=f"{config['data']['name']}/{config['name']}",
+        config={name: value for name, value in config.items() if name not in identity.LOCATIONS},
+        data={
+            "name": titled(title, data),
+            "fingerprint": data.fingerprint,
+            "miniature": data.miniature,
+            "split": data.split,
+            "counts": data.counts,
+        },
+        seeds={"seed": config["seed"]},
+        **({"method": config["name"]} | facts),
+    )
+
+
+def titled(title: str, data: SkeletonDataModule) -> str:
+    """The name of a data set as it is printed: a miniature is never called by the real one's."""
+    return f"miniature, not {title}" if data.miniature else title
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -114,7 +124,7 @@ def main(config: DictConfig) -> dict:
     if config.fresh and first:
         set_aside(run.folder)
     if run.data.labelled is not None and first:
-        store_labels(run, run.data.labelled.fraction)
+        store_labels(run.data, run.data.labelled.fraction, run.folder)
     started = time.monotonic()
     memory.reset_peak()
     hooks = [OnlineKNN(config.knn_every, seed=config.seed)] if config.knn_every else []
@@ -138,6 +148,7 @@ def main(config: DictConfig) -> dict:
         best=best,
         curves=history.curves(),
         cost=memory.peak(),
+        setting=stream(run.config),
         seconds=time.monotonic() - started,
     )
     if first:
@@ -168,7 +179,7 @@ def check_processes(config: DictConfig) -> None:
 def labelled_result(run: Run, fraction: float, trained: records.Record) -> records.Record:
     """The accuracy of a one-stage semi-supervised method, as a row beside fine-tuning on the same share of labels."""
     return run.record(
-        kind="semi",
+        kind="semi" if fraction < 1 else "finetune",
         key=run.key,
         metrics={"top1": trained.metrics["test/top1"], "labels": len(run.data.label_rows(fraction))},
         best={"top1": trained.best["test/top1"]},
@@ -178,17 +189,21 @@ def labelled_result(run: Run, fraction: float, trained: records.Record) -> recor
     )
 
 
-def store_labels(run: Run, fraction: float) -> str:
-    """Write the names of the clips whose labels are used beside the run; returns the list's digest."""
-    names = run.data.label_names(fraction)
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / f"labels-{fraction:g}.txt").write_text("".join(f"{name}\n" for name in names))
-    return identity.digest(names)
+def store_labels(data: SkeletonDataModule, fraction: float, folder: Path) -> None:
+    """Write the names of the clips whose labels are used."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"labels-{fraction:g}.txt").write_text("".join(f"{name}\n" for name in data.label_names(fraction)))
 
 
 def share(fraction: float) -> str:
     """How a share of the labels is written in records and tables."""
     return f"{100 * fraction:g} % of the labels"
+
+
+def stream(config: Mapping[str, Any]) -> str:
+    """How a method of one stream says which; nothing for the joints, which a table means where it says nothing."""
+    chosen = config.get("stream", "joint")
+    return "" if chosen == "joint" else f"{chosen} stream"
 
 
 def set_aside(folder: Path) -> None:

@@ -1,6 +1,5 @@
 """A method's backbone with one fresh linear layer, trained on labels: fine-tuning, semi-supervised, supervised rows."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchmetrics.classification import MulticlassAccuracy
@@ -41,13 +40,3 @@ class Classifier(ScoredModule):
     def configure_optimizers(self):
         self.backbone.requires_grad_(True)
         return super().configure_optimizers()
-
-
-@torch.no_grad()
-def predict(classifier: Classifier, loader, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(N, classes) scores and (N,) labels over a loader, on the CPU; the classifier is left in eval mode."""
-    classifier.eval().to(device)
-    parts = [
-        (classifier.logits(SkeletonBatch(*(part.to(device) for part in batch))).cpu(), batch.labels) for batch in loader
-    ]
-    return torch.cat([scores for scores, _ in parts]), torch.cat([labels for _, labels in parts])

@@ -1,5 +1,7 @@
 """Frozen protocols against scikit-learn and against what they must find on data made for it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from toys import ToyMethod, toy_data, write_toy_stores
 
 from datamodules.errors import InputError
 from lightning_modules.evaluation.embedding import Embedding, cached, coordinates, embed
-from lightning_modules.evaluation.knn import KNN, neighbours, vote
+from lightning_modules.evaluation.fusion import fused
+from lightning_modules.evaluation.knn import KNN, nearest_of_class, neighbours, vote
 from lightning_modules.evaluation.linear import LinearProbe, standardise
+from lightning_modules.evaluation.measured import top1
 from lightning_modules.evaluation.subject import Subject
 from lightning_modules.schedules import StepDecay
 
@@ -40,10 +44,11 @@ def clouds(n: int, seed: int, spread: float = 1.0) -> Embedding:
 def test_knn_equals_scikit_learn(metric):
     train, test = clouds(200, 0), clouds(90, 1)
     found = KNN(ks=(1, 5, 20), metric=metric).measure(Given(train, test))
+    assert top1(found.scores) == found.metrics["k1"]
     for k in (1, 5, 20):
         theirs = KNeighborsClassifier(k, metric=metric, algorithm="brute").fit(train.vectors, train.labels)
-        assert found[f"k{k}"] == pytest.approx(100 * theirs.score(test.vectors, test.labels), abs=1e-4)
-    assert 50 < found["k1"] < 100
+        assert found.metrics[f"k{k}"] == pytest.approx(100 * theirs.score(test.vectors, test.labels), abs=1e-4)
+    assert 50 < found.metrics["k1"] < 100
 
 
 def test_chunks_do_not_change_neighbours():
@@ -65,21 +70,22 @@ def probe(**kwargs) -> LinearProbe:
 
 
 def test_linear_probe_separates_what_a_line_separates():
-    scores = probe().measure(Given(clouds(400, 0, 0.3), clouds(100, 1, 0.3)))
-    assert scores["top1"] == 100 and scores["labels"] == 400
+    found = probe().measure(Given(clouds(400, 0, 0.3), clouds(100, 1, 0.3)))
+    assert found.metrics == {"top1": 100, "labels": 400} and top1(found.scores) == 100
     labels = torch.arange(400).flip(0) % 4
     nonsense = Embedding(torch.randn(400, 12, generator=torch.Generator().manual_seed(0)), labels, torch.arange(400))
-    assert probe().measure(Given(nonsense, clouds(400, 1)))["top1"] < 45
+    assert probe().measure(Given(nonsense, clouds(400, 1))).metrics["top1"] < 45
 
 
 def test_linear_probe_is_a_function_of_its_seed_and_uses_only_the_labels_it_may():
     given = Given(clouds(400, 0), clouds(100, 1))
-    assert probe().measure(given) == probe().measure(given)
+    first, again = probe().measure(given), probe().measure(given)
+    assert first.metrics == again.metrics and torch.equal(first.scores.vectors, again.scores.vectors)
     few = probe(fraction=0.05).measure(given)
-    assert few["labels"] == 20 and few["best"] >= few["top1"]
+    assert few.metrics["labels"] == 20 and few.best["top1"] >= few.metrics["top1"] == top1(few.scores)
     damaged = clouds(400, 0)
     damaged.vectors[20:] = 1e6
-    assert probe(fraction=0.05).measure(Given(damaged, clouds(100, 1))) == few
+    assert probe(fraction=0.05).measure(Given(damaged, clouds(100, 1))).metrics == few.metrics
 
 
 def test_standardising_by_the_training_side_keeps_constant_features_at_zero():
@@ -88,6 +94,37 @@ def test_standardising_by_the_training_side_keeps_constant_features_at_zero():
     ours, theirs = standardise(train, test)
     assert torch.allclose(ours.mean(0), torch.zeros(3), atol=1e-5) and not ours[:, 1].any() and not theirs[:, 1].any()
     np.testing.assert_allclose(ours[:, 0].std(correction=0), 1, rtol=1e-5)
+
+
+def test_scores_of_nearest_neighbours_leave_out_classes_without_a_clip():
+    similarity = torch.tensor([[0.1, 0.9, 0.5], [-0.2, -0.4, -0.3]])
+    scores = nearest_of_class(similarity, torch.tensor([2, 0, 2]), 4)
+    assert scores.tolist() == [
+        pytest.approx([0.9, -torch.inf, 0.5, -torch.inf]),
+        pytest.approx([-0.4, -torch.inf, -0.2, -torch.inf]),
+    ]
+
+
+def scored(*rows: list[float], labels=(0, 1, 2)) -> Embedding:
+    return Embedding(torch.tensor(rows), torch.tensor(labels), torch.arange(len(labels)))
+
+
+def test_fused_scores_are_the_weighted_sum():
+    joint = scored([1.0, 0, 0], [1.0, 0, 0], [0, 0, 1.0])
+    motion = scored([0, 2.0, 0], [0, 2.0, 0], [0, 0, 0.5])
+    both = fused({"joint": joint, "motion": motion}, {"joint": 0.6, "motion": 0.4})
+    torch.testing.assert_close(both.vectors, torch.tensor([[0.6, 0.8, 0], [0.6, 0.8, 0], [0, 0, 0.8]]))
+    assert top1(both) == pytest.approx(100 * 2 / 3)
+    alone = fused({"joint": joint}, {"joint": 0.6})
+    assert top1(alone) == top1(joint)
+
+
+def test_streams_of_other_clips_or_without_weight_are_not_fused():
+    joint = scored([1.0, 0, 0], [1.0, 0, 0], [0, 0, 1.0])
+    with pytest.raises(InputError, match="positive weights"):
+        fused({"joint": joint}, {"joint": 0.0})
+    with pytest.raises(InputError, match="same clips, see bone"):
+        fused({"joint": joint, "bone": replace(joint, ids=joint.ids + 1)}, {"joint": 1.0, "bone": 1.0})
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,14 @@ KINDS = {  # in the order of the page; any other kind follows under its own name
     "knn": "Nearest neighbours",
     "semi": "Semi-supervised fine-tuning",
     "finetune": "Fine-tuning",
+    "transfer": "Transfer",
     "inspect": "Shape of the embedding",
     "federated": "Federated training",
     "pretrain": "Pre-training",
     "train": "Training",
 }
 TRAINING = ("pretrain", "train")  # losses: nobody publishes those
-BASELINES = ("random initialisation", "coordinates")
+BASELINES = ("random initialisation", "supervised only", "coordinates")
 NOT_A_RESULT = ("labels", "epoch", "bytes_up", "bytes_down")  # stand among the metrics, but count
 NONE_KNOWN = "no published number known"
 BEHIND = "What stands behind the numbers"
@@ -221,7 +222,7 @@ def _results(groups: Sequence[Group], published: Published, numbers: Mapping[int
 
 def _compared(group: Group, metric: str, published: Published) -> dict[str, str]:
     first = group.first
-    if first.variant in BASELINES:
+    if first.variant.endswith(BASELINES):  # also of several streams
         return {}
     theirs = published.find(first, metric) if first.data["name"] == published.data else None
     if theirs is None:

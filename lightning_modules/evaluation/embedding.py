@@ -19,7 +19,7 @@ COORDINATE_FRAMES = 32
 
 @dataclass(frozen=True)
 class Embedding:
-    """vectors (N, D) float32, labels (N,), ids (N,) rows of the store, in the store's order."""
+    """vectors (N, D) float32, features or scores; labels (N,); ids (N,) rows of the store, in the store's order."""
 
     vectors: Tensor
     labels: Tensor
@@ -56,17 +56,30 @@ def coordinates(batch: SkeletonBatch, frames: int = COORDINATE_FRAMES) -> Tensor
     return SampleFrames(frames).apply(batch.joints, None, batch.num_frames).flatten(1)
 
 
-def cached(path: Path, key: str, compute: Callable[[], Embedding]) -> Embedding:
-    """Read the embedding written under `key`, or compute and write it, atomically."""
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("key") == key:
-                return Embedding(*(file.get_tensor(field.name) for field in fields(Embedding)))
-    embedding = compute()
+def save(path: Path, key: str, embedding: Embedding) -> None:
+    """Write the embedding under `key`, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(
         {field.name: getattr(embedding, field.name).contiguous() for field in fields(Embedding)}, partial, {"key": key}
     )
     partial.replace(path)
-    return embedding
+
+
+def load(path: Path, key: str) -> Embedding | None:
+    """The embedding written under `key`, None if there is none or the file is of another key."""
+    if not path.exists():
+        return None
+    with safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("key") != key:
+            return None
+        return Embedding(*(file.get_tensor(field.name) for field in fields(Embedding)))
+
+
+def cached(path: Path, key: str, compute: Callable[[], Embedding]) -> Embedding:
+    """Read the embedding written under `key`, or compute and write it."""
+    found = load(path, key)
+    if found is None:
+        found = compute()
+        save(path, key, found)
+    return found

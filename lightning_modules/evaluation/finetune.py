@@ -10,7 +10,9 @@ from datamodules.errors import InputError
 from datamodules.skeleton import SkeletonDataModule
 from lightning_modules.callbacks.history import History
 from lightning_modules.classifier import Classifier
+from lightning_modules.evaluation.embedding import embed
 from lightning_modules.evaluation.linear import LinearProbe
+from lightning_modules.evaluation.measured import Measured, top1
 from lightning_modules.evaluation.subject import Subject
 from lightning_modules.fitting import fit
 from lightning_modules.schedules import Schedule
@@ -34,8 +36,8 @@ class FineTune:
     coordinates_probe: LinearProbe
     test_every: int = 1
 
-    def measure(self, subject: Subject) -> dict[str, float]:
-        """Top-1 accuracy in percent: `top1` after the last epoch, `best` over the epochs; `labels` used."""
+    def measure(self, subject: Subject) -> Measured:
+        """Top-1 accuracy `top1` in percent after the last epoch and at the best one; `labels` used."""
         if self.epochs % self.test_every:
             raise InputError(
                 f"the last epoch must be tested: {self.epochs} epochs do not divide by test_every={self.test_every}"
@@ -48,8 +50,10 @@ class FineTune:
             batch_size=self.batch_size, fraction=self.fraction, drop_last=False, labelled=None, tested=True
         )
         history = self._fit(classifier, data, subject)
+        logits = classifier.eval().to(subject.device).logits
+        scores = embed(logits, data.ordered("test"), subject.device, f"scores: {subject.name}")
         labels = len(data.label_rows(self.fraction))
-        return {"top1": history.last()["test/top1"], "best": history.best("test/top1"), "labels": labels}
+        return Measured({"top1": top1(scores), "labels": labels}, {"top1": history.best("test/top1")}, scores)
 
     def _fit(self, classifier: Classifier, data: SkeletonDataModule, subject: Subject) -> History:
         trainer = subject.trainer | {"max_epochs": self.epochs, "check_val_every_n_epoch": self.test_every}

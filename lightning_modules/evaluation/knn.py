@@ -1,19 +1,21 @@
 """k-nearest-neighbour classification of frozen embeddings."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from datamodules.errors import InputError
+from lightning_modules.evaluation.measured import Measured
 from lightning_modules.evaluation.subject import Subject
 
 
-def neighbours(train: Tensor, test: Tensor, k: int, metric: str, chunk: int = 1024) -> Tensor:
-    """(N_test, k) rows of `train` nearest to each row of `test`, nearest first.
+def similarities(train: Tensor, test: Tensor, metric: str, chunk: int = 1024) -> Iterator[Tensor]:
+    """(chunk, N_train) closeness of rows of `test` to those of `train`, the largest the nearest, chunk after chunk.
 
-    metric: "cosine" or "euclidean". Works through `test` in chunks: memory is chunk x N_train, never N_test x N_train.
+    metric: "cosine" or "euclidean" (there half the squared distance is subtracted, up to a number of each test row).
     """
     if metric == "cosine":
         train, test = functional.normalize(train, dim=1), functional.normalize(test, dim=1)
@@ -22,8 +24,16 @@ def neighbours(train: Tensor, test: Tensor, k: int, metric: str, chunk: int = 10
         offset = train.square().sum(1) / 2
     else:
         raise InputError(f"metric must be cosine or euclidean, found {metric!r}")
-    found = [torch.topk(part @ train.T - offset, k, dim=1).indices for part in test.split(chunk)]
-    return torch.cat(found)
+    for part in test.split(chunk):
+        yield part @ train.T - offset
+
+
+def neighbours(train: Tensor, test: Tensor, k: int, metric: str, chunk: int = 1024) -> Tensor:
+    """(N_test, k) rows of `train` nearest to each row of `test`, nearest first.
+
+    Works through `test` in chunks: memory is chunk x N_train, never N_test x N_train.
+    """
+    return torch.cat([torch.topk(part, k, dim=1).indices for part in similarities(train, test, metric, chunk)])
 
 
 def vote(labels: Tensor, num_classes: int) -> Tensor:
@@ -33,6 +43,15 @@ def vote(labels: Tensor, num_classes: int) -> Tensor:
     return counts.argmax(1)
 
 
+def nearest_of_class(similarity: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """(N, classes) similarity to the nearest training clip of each class, -inf for a class without one.
+
+    similarity: (N, N_train), labels: (N_train,). Its largest entry is the 1-NN prediction.
+    """
+    scores = similarity.new_full((len(similarity), num_classes), -torch.inf)
+    return scores.scatter_reduce(1, labels.expand_as(similarity), similarity, "amax")
+
+
 @dataclass(frozen=True)
 class KNN:
     """Top-1 accuracy in percent for several k, with one search for the largest of them."""
@@ -40,13 +59,20 @@ class KNN:
     ks: tuple[int, ...] = (1, 5, 20)
     metric: str = "cosine"
 
-    def measure(self, subject: Subject) -> dict[str, float]:
-        """`k1`, `k5`, ... Raises InputError for a k above the number of training clips."""
+    def measure(self, subject: Subject) -> Measured:
+        """`k1`, `k5`, ..., scores of 1-NN. Raises InputError for a k above the number of training clips."""
         train, test = subject.embedding("train"), subject.embedding("test")
-        if max(self.ks) > len(train.labels):
+        most = max(self.ks)
+        if most > len(train.labels):
             raise InputError(
-                f"k={max(self.ks)} neighbours asked of {len(train.labels)} training clips: lower protocol.ks"
+                f"k={most} neighbours asked of {len(train.labels)} training clips: lower protocol.measure.ks"
             )
-        nearest = train.labels[neighbours(train.vectors, test.vectors, max(self.ks), self.metric)]
+        found, scores = [], []
+        for part in similarities(train.vectors, test.vectors, self.metric):
+            found.append(train.labels[torch.topk(part, most, dim=1).indices])
+            scores.append(nearest_of_class(part, train.labels, subject.num_classes))
+        nearest = torch.cat(found)
         right = {k: (vote(nearest[:, :k], subject.num_classes) == test.labels).float().mean() for k in self.ks}
-        return {f"k{k}": 100 * share.item() for k, share in right.items()}
+        return Measured(
+            {f"k{k}": 100 * share.item() for k, share in right.items()}, {}, replace(test, vectors=torch.cat(scores))
+        )

@@ -1,6 +1,6 @@
 """Linear probe on frozen embeddings: embedding once makes it exact, because the encoder is in eval mode."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.nn import functional
 from datamodules.randomness import generator
 from lightning_modules.callbacks.progress import shown
 from lightning_modules.evaluation.embedding import Embedding
+from lightning_modules.evaluation.measured import Measured, top1
 from lightning_modules.evaluation.subject import Subject
 from lightning_modules.schedules import Schedule
 
@@ -39,14 +40,14 @@ class LinearProbe:
     fraction: float = 1.0
     seed: int = 1
 
-    def measure(self, subject: Subject) -> dict[str, float]:
-        """Top-1 accuracy in percent: `top1` after the last epoch, `best` over the epochs; `labels` used."""
+    def measure(self, subject: Subject) -> Measured:
+        """Top-1 accuracy `top1` in percent after the last epoch and at the best one; `labels` used."""
         train = subject.embedding("train").select(subject.label_rows(self.fraction))
-        scores = self.fit(train, subject.embedding("test"), subject.num_classes)
-        return {"top1": scores[-1], "best": max(scores), "labels": len(train.labels)}
+        accuracies, scores = self.fit(train, subject.embedding("test"), subject.num_classes)
+        return Measured({"top1": accuracies[-1], "labels": len(train.labels)}, {"top1": max(accuracies)}, scores)
 
-    def fit(self, train: Embedding, test: Embedding, num_classes: int) -> list[float]:
-        """Test top-1 in percent after each epoch."""
+    def fit(self, train: Embedding, test: Embedding, num_classes: int) -> tuple[list[float], Embedding]:
+        """Test top-1 in percent after each epoch, and the test clips' scores after the last."""
         inputs, tests = train.vectors, test.vectors
         if self.standardised:
             inputs, tests = standardise(inputs, tests)
@@ -57,7 +58,7 @@ class LinearProbe:
             layer.bias.zero_()
         optimizer = torch.optim.SGD(layer.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.schedule)
-        scores = []
+        accuracies = []
         for _ in shown(range(self.epochs), "linear probe"):
             for rows in torch.randperm(len(inputs), generator=source).split(self.batch_size):
                 optimizer.zero_grad()
@@ -65,5 +66,6 @@ class LinearProbe:
                 optimizer.step()
             scheduler.step()
             with torch.no_grad():
-                scores.append(100 * (layer(tests).argmax(1) == test.labels).float().mean().item())
-        return scores
+                scores = replace(test, vectors=layer(tests))
+            accuracies.append(top1(scores))
+        return accuracies, scores

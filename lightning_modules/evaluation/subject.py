@@ -44,10 +44,14 @@ class Subject:
         """Store rows of the training clips whose labels may be used."""
         return torch.from_numpy(self.data.label_rows(fraction))
 
-    def _embed(self, side: str) -> Embedding:
+    @property
+    def device(self) -> torch.device:
+        """Where it is embedded and scored."""
         on_gpu = self.trainer.get("accelerator") != "cpu" and torch.cuda.is_available()
-        device = torch.device("cuda" if on_gpu else "cpu")
+        return torch.device("cuda" if on_gpu else "cpu")
+
+    def _embed(self, side: str) -> Embedding:
         function: Callable[[SkeletonBatch], Tensor] = coordinates
         if self.make_backbone is not None:
-            function = self.make_backbone().eval().to(device).embed
-        return embed(function, self.data.ordered(side), device, f"embedding {side}: {self.name}")
+            function = self.make_backbone().eval().to(self.device).embed
+        return embed(function, self.data.ordered(side), self.device, f"embedding {side}: {self.name}")
