@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from datamodules import protocols
 from datamodules.errors import InputError
 from datamodules.image_text.sample import Corpus
-from datamodules.miniature import memes, skeletons
+from datamodules.miniature import crises, memes, questions, skeletons
 from datamodules.miniature.folder import is_miniature
 from datamodules.preparation import prepare
 from datamodules.store import MINIATURE, SkeletonStore, store_folder
@@ -21,7 +21,8 @@ factory(skeletons.write_ntu)
 factory(skeletons.write_ntu120)
 factory(skeletons.write_pku)
 factory(skeletons.write_ucla)
-factory(memes.write_memes)
+for writer in (memes.write_memes, crises.write_crises, questions.write_medical, questions.write_easy_vqa):
+    factory(writer)
 
 
 @door("prepare", expected=(InputError,), conf=Path(__file__).parent / "conf")
@@ -63,6 +64,8 @@ def read_corpus(config: DictConfig) -> Corpus:
     folder = store_folder(config.paths.stores, chosen.name, config.raw)
     raw = Path(config.raw).expanduser()
     if config.raw in MINIATURE:
+        if chosen.miniature is None:
+            raise InputError(f"{chosen.title}: expected raw=FOLDER, found none, and there is no miniature of it")
         raw = folder / "raw_files"
         build(chosen.miniature, folder=raw)
     corpus: Corpus = build(chosen.reader).read(raw, folder / "images.json")

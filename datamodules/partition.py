@@ -87,18 +87,28 @@ class Dirichlet:
 
 @dataclass(frozen=True)
 class IID:
-    """Equal random pieces, sizes one apart at most (FedMLLM's medical data: seed 41)."""
+    """Equal random pieces, sizes one apart at most (FedMLLM's medical data: seed 41).
+
+    within: a column; the samples of each of its values are then shared out by themselves, the seed taken afresh.
+    """
 
     clients: int
     seed: int = 41
     attribute: str = "labels"
+    within: str | None = None
 
     def split(self, columns: Columns) -> list[np.ndarray]:
         """Rows of each client. Raises InputError with more clients than samples."""
-        samples = len(column(columns, self.attribute))
-        if not 1 <= self.clients <= samples:
-            raise InputError(f"partition: expected 1 to {samples} clients, one sample each, found {self.clients}")
-        rows = list(range(samples))
+        if self.within is None:
+            return self._share(np.arange(len(column(columns, self.attribute))))
+        values = column(columns, self.within)
+        shared = [self._share(np.flatnonzero(values == value)) for value in np.unique(values)]
+        return [np.concatenate(pieces) for pieces in zip(*shared, strict=True)]
+
+    def _share(self, samples: np.ndarray) -> list[np.ndarray]:
+        if not 1 <= self.clients <= len(samples):
+            raise InputError(f"partition: expected 1 to {len(samples)} clients, one sample each, found {self.clients}")
+        rows = samples.tolist()
         random.Random(self.seed).shuffle(rows)
         return [piece.astype(np.int64) for piece in np.array_split(rows, self.clients)]
 

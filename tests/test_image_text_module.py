@@ -165,7 +165,7 @@ def test_a_pair_of_sets_is_dropped_whole_not_stripped(memes):
     cards = [Sample(f"card{number}", None, f"what is {number}?", "?", 0) for number in range(20)]
     corpus = plain([*memes.train, *cards])
     encode = Recorder()
-    rule = IID(4, attribute="ids")
+    rule = IID(4, within="pictured")  # every client gets ten memes and five cards, and then drops one of the two
     data = module(corpus, encode, partition=rule, scenario=CrossModal(1), paired=True)
     kinds = []
     for client in range(4):
@@ -174,7 +174,7 @@ def test_a_pair_of_sets_is_dropped_whole_not_stripped(memes):
         kinds.append({name.startswith("card") for name in names})
         assert all(prompt.startswith("caption") for prompts, _, _ in encode.calls for prompt in prompts)
     assert sorted(map(sorted, kinds)) == [[False], [True], [True], [True]]
-    assert sum(data.manifest()["held"]) < 60 == sum(data.manifest()["sizes"])
+    assert sorted(data.manifest()["held"]) == [5, 5, 5, 10] and data.manifest()["sizes"] == [15] * 4
 
 
 def test_the_manifest_is_plain_and_says_it_all(memes):

@@ -79,6 +79,15 @@ def test_iid_rounding_is_shared():
     assert sizes(IID(4).split({"labels": [0] * 11})) == [3, 3, 3, 2]
 
 
+def test_iid_within_a_column_shares_out_each_value_by_itself():
+    pictured = [True, False, False] * 12
+    pieces = IID(4, within="pictured").split({"pictured": pictured})
+    assert [sum(pictured[row] for row in piece) for piece in pieces] == [3] * 4 and sizes(pieces) == [9] * 4
+    assert sorted(np.concatenate(pieces).tolist()) == list(range(36))
+    with pytest.raises(InputError, match="expected 1 to 12 clients"):
+        IID(13, within="pictured").split({"pictured": pictured})
+
+
 def test_by_attribute_keeps_values_apart():
     cameras = np.array([3, 1, 3, 2, 1])
     assert [piece.tolist() for piece in ByAttribute("cameras").split({"cameras": cameras})] == [[1, 4], [3], [0, 2]]

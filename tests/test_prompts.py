@@ -7,13 +7,17 @@ from hydra import compose, initialize_config_dir
 
 from datamodules.errors import InputError
 from datamodules.image_text.prompts import Prompts
+from datamodules.image_text.readers import crisis_mmd, hateful_memes
 from datamodules.image_text.sample import Sample
 from tracking.build import build
 
 CONF = Path(__file__).parents[1] / "conf"
 WORDINGS = sorted(f"{path.parent.name}/{path.stem}" for path in CONF.glob("prompt/*/*.yaml"))
 OPTIONS = {
-    "hateful_memes": ("not-hateful", "hateful"),
+    "hateful_memes": hateful_memes.OPTIONS,
+    "crisis_mmd": crisis_mmd.HUMANITARIAN,
+    "medical": (),
+    "easy_vqa": ("circle", "red", "yes", "no"),
 }
 
 LETTERS = Prompts(
@@ -60,7 +64,8 @@ def test_shipped_wordings_ask_for_their_corpus(wording):
     for asked in (whole, without):
         assert asked == asked.strip() and "{" not in asked and "\n\n" not in asked and "  " not in asked
     if prompts.lettered:
-        assert all(f"({'ABCDEFGH'[number]}) {name}" in without for number, name in enumerate(options))
+        names = [name.split("_")[0].split("-")[0] for name in options]
+        assert all(f"({'ABCDEFGH'[number]}) {name}" in without for number, name in enumerate(names))
 
 
 @pytest.mark.parametrize("wording", [name for name in WORDINGS if name.endswith("agnostic")])

@@ -1,0 +1,79 @@
+"""Every image-text preset: composes, writes its miniature, is read, and can be shared out in every scenario."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+import prepare
+from datamodules.errors import InputError
+from datamodules.image_text.module import ImageTextDataModule
+from datamodules.partition import IID
+from tracking.build import build
+
+CONF = Path(__file__).parents[1] / "conf"
+SMALL = {
+    "hateful_memes": ["train=24", "dev=4", "test=8"],
+    "crisis_mmd": ["train=24", "dev=8", "test=8"],
+    "medical": ["images=8", "test_images=2", "slake_images=2", "cards=12"],
+    "easy_vqa": ["images=4", "test_images=2"],
+}
+NO_MINIATURE = {"crisis_events"}
+CORPORA = sorted(path.stem for path in CONF.glob("corpus/*.yaml"))
+SCENARIOS = sorted(path.stem for path in CONF.glob("modality/*.yaml"))
+
+
+def composed(root: Path, corpus: str, *overrides: str):
+    small = [f"corpus.miniature.{size}" for size in SMALL.get(corpus, [])]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("prepare", [f"corpus={corpus}", "raw=miniature", f"paths.root={root}", *small, *overrides])
+
+
+def test_every_corpus_is_tested():
+    assert set(CORPORA) == set(SMALL) | NO_MINIATURE
+
+
+@pytest.mark.parametrize("corpus", SMALL)
+def test_a_corpus_is_read_and_told_in_one_line(corpus, tmp_path, capsys):
+    summary = prepare.main.run(composed(tmp_path, corpus))
+    banner, line = capsys.readouterr().out.splitlines()
+    assert "miniature, not " in banner
+    assert line.startswith(f"{corpus}: ") and f"{summary['counts']['train']} train" in line and "rejected" in line
+    assert summary["miniature"] and summary["counts"]["test"] > 0
+    again = prepare.main.run(composed(tmp_path, corpus))
+    assert again == summary
+
+
+def test_strict_is_an_error_where_something_was_rejected(tmp_path):
+    with pytest.raises(InputError, match="strict=true and 2 rejected .first img/.*: is missing"):
+        prepare.main.run(composed(tmp_path, "hateful_memes", "strict=true"))
+    assert prepare.main.run(composed(tmp_path, "medical", "strict=true"))["rejected"] == 0
+
+
+def test_a_corpus_without_miniature_asks_for_its_folder(tmp_path):
+    with pytest.raises(InputError, match="expected raw=FOLDER"):
+        prepare.main.run(composed(tmp_path, "crisis_events"))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("corpus", SMALL)
+def test_every_corpus_in_every_scenario(corpus, scenario, tmp_path_factory):
+    root = tmp_path_factory.getbasetemp() / "corpora"
+    config = composed(root, corpus, f"+modality={scenario}", f"+prompt={corpus}/base")
+    paired = corpus == "medical"
+    data = ImageTextDataModule(
+        prepare.read_corpus(config),
+        build(config.prompt),
+        IID(8, attribute="ids", within="pictured" if paired else None),
+        build(config.modality),
+        encode=lambda prompts, images, answers: None,
+        batch_size=4,
+        seed=1,
+        paired=paired,
+    )
+    told = data.manifest()
+    assert json.loads(json.dumps(told)) == told and data.clients == 8
+    assert told["scenario"]["kind"] == type(data.scenario).__name__
+    if paired:  # nothing is stripped: what is held is whole
+        assert all(shown["neither"] == 0 for shown in told["shown"])
