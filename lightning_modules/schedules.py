@@ -1,5 +1,6 @@
 """Learning-rate schedules: the factor on the configured rate, by epoch."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,3 +30,20 @@ class Constant:
 
     def __call__(self, epoch: int) -> float:
         return 1.0
+
+
+@dataclass(frozen=True)
+class WarmedCosine:
+    """Within one fit, by step: linear warm-up over a share of the steps, then a cosine from 1 to 0 (FedMLLM: 1 %).
+
+    The warm-up is rounded down: a client of fewer than 100 steps has none. The released training rounds up and begins
+    at rate 0, which idles the first step of every client in every round, the only one of the smallest.
+    """
+
+    warmup: float = 0.01
+
+    def __call__(self, step: int, steps: int) -> float:
+        rising = int(self.warmup * steps)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))

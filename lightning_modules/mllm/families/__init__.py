@@ -1,0 +1,1 @@
+"""Vision-language models: one small file of glue a family."""

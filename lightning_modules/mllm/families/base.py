@@ -1,0 +1,177 @@
+"""What a family of vision-language models has to say of itself, and how every one of them is loaded and fed."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from datamodules.errors import InputError
+from datamodules.image_text.batch import IGNORED, ImageTextBatch
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A pretrained model: a local folder or a name on the hub, and what differs from one architecture to another.
+
+    source: folder with config.json, weights and processor files, or a hub name. revision: a commit of the hub.
+    dtype: of the frozen weights, float32 or bfloat16. max_length: tokens of a row, image and answer included.
+
+    architecture: the class of transformers. lora_targets: regex that the full name of a module must match to get a
+    LoRA pair: q, k, v, o of the language model, never of the vision tower. parts: what else can be trained, by the
+    name used in configurations. unquantised: modules that keep their precision. packs_images: whether the vision side
+    takes all images of a batch as one; otherwise its arguments hold one row an image.
+    """
+
+    source: str
+    revision: str | None = None
+    dtype: str = "float32"
+    max_length: int = 1200
+
+    architecture: ClassVar[type[PreTrainedModel]]
+    processor_class: ClassVar[Any] = AutoProcessor
+    lora_targets: ClassVar[str] = r".*language_model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
+    parts: ClassVar[Mapping[str, str]] = {"embeddings": "embed_tokens", "projector": "multi_modal_projector"}
+    unquantised: ClassVar[Sequence[str]] = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+    packs_images: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise InputError(f"model: expected dtype of {', '.join(DTYPES)}, found {self.dtype!r}")
+
+    def ask(self, prompt: str, with_image: bool, processor: ProcessorMixin) -> str:
+        """The whole text before the answer, one image placeholder in it where there is an image."""
+        raise NotImplementedError
+
+    def answer(self, answer: str) -> str:
+        """What follows that text. Byte-level vocabularies know words by the blank before them."""
+        return answer
+
+    def folder(self) -> str:
+        """Where the files are; a family that makes its own model makes it here."""
+        return self.source
+
+    def load(self, **options) -> PreTrainedModel:
+        """The model in eval mode; options of `from_pretrained`."""
+        return self._loaded(self.architecture, dtype=DTYPES[self.dtype], **options)
+
+    def encoder(self) -> "Encoder":
+        """Prompts, images and answers -> batch."""
+        return Encoder(self, self._loaded(self.processor_class, **self.processor_options()))
+
+    def processor_options(self) -> dict[str, Any]:
+        """Without torchvision the image processors of PIL are used."""
+        return {"backend": "pil"}
+
+    def fingerprint(self) -> str:
+        """What stands for the weights in the identity of a run: SHA-256 of a folder's weights, or name and revision."""
+        weights = sorted(Path(self.folder()).glob("*.safetensors"))
+        digest = hashlib.sha256()
+        for path in weights:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest() if weights else f"{self.source}@{self.revision}"
+
+    def _loaded(self, kind: Any, **options) -> Any:
+        folder = self.folder()
+        try:
+            return kind.from_pretrained(folder, revision=self.revision or "main", trust_remote_code=False, **options)
+        except OSError as error:  # what transformers raises for missing files and for a hub out of reach
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"model: expected {kind.__name__} files in a folder or on the hub under {folder!r}, found none "
+                f"({reason}); fetch them with `hf download {self.source}` and give the folder as source"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Tokens and pixels of a family, as datamodules.image_text.batch.Encode asks for."""
+
+    family: Family
+    processor: ProcessorMixin
+
+    def __call__(
+        self, prompts: Sequence[str], images: Sequence[Image.Image | None], answers: Sequence[str] | None
+    ) -> ImageTextBatch:
+        """Raises InputError for a row whose image and answer alone exceed the family's `max_length`."""
+        rows, vision = self._prompts(prompts, images)
+        tails = (
+            [[*self.answer_ids(answer), self.end] for answer in answers] if answers is not None else [[]] * len(rows)
+        )
+        rows = [self._shortened(row, len(tail)) for row, tail in zip(rows, tails, strict=True)]
+        width = max(len(row) + len(tail) for row, tail in zip(rows, tails, strict=True))
+        shape = (len(rows), width)
+        ids, mask = torch.full(shape, self._pad), torch.zeros(shape, dtype=torch.int64)
+        labels = torch.full(shape, IGNORED)
+        for i, (row, tail) in enumerate(zip(rows, tails, strict=True)):
+            size = len(row) + len(tail)
+            begin = 0 if answers is not None else width - size
+            ids[i, begin : begin + size] = torch.tensor(row + tail)
+            mask[i, begin : begin + size] = 1
+            labels[i, begin + len(row) : begin + size] = torch.tensor(tail, dtype=torch.int64)
+        return ImageTextBatch(ids, mask, labels, vision, ids=(), classes=torch.full((len(rows),), -1))
+
+    def answer_ids(self, answer: str) -> list[int]:
+        """Tokens of an answer as they stand in training, without the end token."""
+        return self.processor.tokenizer(self.family.answer(answer), add_special_tokens=False).input_ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated tokens."""
+        return self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        return self.processor.tokenizer.eos_token_id
+
+    @property
+    def _pad(self) -> int:
+        pad = self.processor.tokenizer.pad_token_id
+        return self.end if pad is None else pad
+
+    def _prompts(
+        self, prompts: Sequence[str], images: Sequence[Image.Image | None]
+    ) -> tuple[list[list[int]], dict[str, Tensor]]:
+        """Token ids of each prompt with its image's placeholders, and the vision inputs of all images."""
+        # A caption that spells the placeholder out must not call for an image that is not there.
+        clean = [prompt.replace(self.processor.image_token, "") for prompt in prompts]
+        texts = [
+            self.family.ask(prompt, image is not None, self.processor)
+            for prompt, image in zip(clean, images, strict=True)
+        ]
+        shown = [image for image in images if image is not None]
+        inputs = self.processor(
+            text=texts, images=shown or None, padding=True, padding_side="left", return_tensors="pt"
+        )
+        rows = [
+            ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        ]
+        vision = {
+            name: value
+            for name, value in inputs.items()
+            if name not in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+        }
+        return rows, vision
+
+    def _shortened(self, row: list[int], answer: int) -> list[int]:
+        """The row without the middle of its text where it is too long: the question stands last, the image first."""
+        excess = len(row) + answer - self.family.max_length
+        if excess <= 0:
+            return row
+        image = self.processor.image_token_id
+        begin = 1 + max((at for at, token in enumerate(row) if token == image), default=0)
+        if len(row) - begin <= excess:
+            raise InputError(
+                f"model: expected rows of at most {self.family.max_length} tokens, found {len(row)} in a prompt with "
+                f"{begin} of them for the image and {answer} for the answer; raise max_length"
+            )
+        middle = begin + (len(row) - begin - excess) // 2
+        return row[:middle] + row[middle + excess :]
