@@ -1,5 +1,6 @@
 """A family's model made ready to be tuned: quantised, with LoRA, and nothing else trained than what is named."""
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from datamodules.errors import InputError
 from lightning_modules.mllm.families.base import DTYPES, Family
+
+# int8 layers announce at every product that they compute in float16.
+logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 QUANTISATIONS = ("none", "nf4", "int8")
 

@@ -52,6 +52,7 @@ class MultimodalModule(pl.LightningModule):
         self._features = FeatureCache() if cache_features else None
         # A checkpoint holds what is trained; the base is there already.
         self.strict_loading = False
+        self.train()
 
     @property
     def base(self) -> PreTrainedModel:
@@ -96,7 +97,7 @@ class MultimodalModule(pl.LightningModule):
         return loss
 
     def on_train_start(self) -> None:
-        # from_pretrained gives a model in eval mode, where LoRA's dropout sleeps, and Lightning leaves it so.
+        # Lightning trains in the mode it finds, and after an evaluation LoRA's dropout would sleep on.
         self.train()
 
     def configure_optimizers(self):

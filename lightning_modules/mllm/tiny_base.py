@@ -1,0 +1,257 @@
+"""The tiny model's general training: first its eyes, then the whole of it, on pictures of the miniature.
+
+Cached by its recipe. Nothing of a task is in it: clients tune LoRA pairs on what comes out, which stays frozen.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from datamodules.image_text.batch import IGNORED
+from datamodules.miniature import picture_questions
+from datamodules.miniature.picture_questions import LOOKS, ask_all, looks
+from datamodules.miniature.scenes_images import Thing, draw_thing, render
+from lightning_modules.mllm import tiny_model
+from lightning_modules.mllm.tiny_model import Size
+
+# Raised by hand whenever a change of this file, or of the pictures and questions, changes the weights.
+BASE_VERSION = 1
+HELD_OUT = 300
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the weights depend on. pictures: drawn for training; the two stages see batches of them, so many
+    steps each, at a rate that rises over 50 steps and falls as a cosine to 0."""
+
+    seed: int = 0
+    pictures: int = 12_000
+    size: Size = Size()  # noqa: RUF009 - frozen
+    vision_steps: int = 1500
+    vision_batch: int = 24
+    vision_rate: float = 1e-3
+    steps: int = 1200
+    batch: int = 8
+    rate: float = 1e-3
+
+    @property
+    def key(self) -> str:
+        text = json.dumps([BASE_VERSION, asdict(self)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tiny_base(recipe: Recipe, cache: Path) -> Path:
+    """The folder of the trained model below `cache`; trained now, on one thread, if it is not there.
+
+    The same recipe gives the same bytes on the same machine and versions. `trained.json` tells what it can do.
+    """
+    folder = cache / f"tiny-{recipe.key[:16]}"
+    if not (folder / "trained.json").exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="writing-") as writing, _one_thread():
+            made = Path(writing) / "model"
+            _train(recipe, made)
+            try:
+                made.rename(folder)
+            except OSError:  # somebody else was faster, with the same bytes
+                if not (folder / "trained.json").exists():
+                    raise
+    return folder
+
+
+def _train(recipe: Recipe, folder: Path) -> None:
+    start = time.process_time()
+    print("tiny base: drawing pictures, then some minutes of training on one core, once", flush=True)
+    words = tiny_model.tokenizer(picture_questions.vocabulary_texts(), recipe.size.vocabulary)
+    model = tiny_model.model(words, recipe.size, recipe.seed).train()
+    album = Album.drawn(recipe.pictures, recipe.seed)
+    held_out = Album.drawn(HELD_OUT, recipe.seed + 1)
+    seen = train_vision(model, album, held_out, recipe)
+    train_whole(model, words, album, recipe)
+    answered = answers_right(model.eval(), words, held_out)
+    tiny_model.save(folder, model, tiny_model.processor(words, recipe.size))
+    told = {"recipe": asdict(recipe), "seconds": round(time.process_time() - start, 1)}
+    told |= {"vision_accuracy": seen, "answer_accuracy": answered, "versions": {"torch": torch.__version__}}
+    (folder / "trained.json").write_text(json.dumps(told, indent=1))
+    shown = "  ".join(f"{kind} {share:.0%}" for kind, share in answered.items())
+    print(f"tiny base: {told['seconds']:.0f} s; right on pictures held out: {shown}", flush=True)
+
+
+@dataclass(frozen=True)
+class Album:
+    """pictures: (n, side, side, 3) uint8; what they show; looks: (n, 4) its classes."""
+
+    pictures: Tensor
+    things: Sequence[Thing]
+    looks: Tensor
+
+    @classmethod
+    def drawn(cls, number: int, seed: int) -> "Album":
+        rng = np.random.default_rng([seed, 7])
+        things = [draw_thing(rng) for _ in range(number)]
+        pictures = np.stack([np.asarray(render(thing, rng)) for thing in things])
+        return cls(torch.from_numpy(pictures), things, torch.tensor([looks(thing) for thing in things]))
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """(n, 3, side, side) float32 between -1 and 1, as the processor gives them."""
+        return self.pictures[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """(n, patches, width) what the language model is shown."""
+    return torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
+
+
+def train_vision(model, album: Album, held_out: Album, recipe: Recipe) -> dict[str, float]:
+    """Vision tower and projector: linear heads on mean and maximum over the patches tell shape, colour, size, place.
+
+    Returns the heads' accuracy on pictures held out; the heads are thrown away.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        heads = nn.Linear(2 * recipe.size.width, sum(LOOKS.values()))
+
+    def scores(pixels: Tensor) -> Sequence[Tensor]:
+        shown = features(model, pixels)
+        return heads(torch.cat([shown.mean(1), shown.amax(1)], dim=1)).split(list(LOOKS.values()), dim=1)
+
+    eyes = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
+    optimiser = Optimiser([*eyes, *heads.parameters()], recipe.vision_rate, recipe.vision_steps)
+    for rows in optimiser.steps(album, recipe.vision_batch, recipe.seed, "its eyes"):
+        told = scores(album.pixels(rows))
+        optimiser.descend(sum(functional.cross_entropy(z, y) for z, y in zip(told, album.looks[rows].T, strict=True)))
+    with torch.no_grad():
+        told = scores(held_out.pixels(torch.arange(len(held_out.things))))
+    right = [(z.argmax(1) == y).float().mean().item() for z, y in zip(told, held_out.looks.T, strict=True)]
+    return dict(zip(LOOKS, right, strict=True))
+
+
+def train_whole(model, words: PreTrainedTokenizerFast, album: Album, recipe: Recipe) -> None:
+    """Every weight, on the answers to all questions about a picture."""
+    optimiser = Optimiser(model.parameters(), recipe.rate, recipe.steps)
+    for step, rows in enumerate(optimiser.steps(album, recipe.batch, recipe.seed + 1, "all of it")):
+        rng = np.random.default_rng([recipe.seed, 8, step])
+        packed = pack([ask_all(album.things[row], rng) for row in rows], words, recipe.size)
+        logits, tokens = answer_logits(model, album.pixels(rows), packed)
+        optimiser.descend(functional.cross_entropy(logits, tokens))
+
+
+class Optimiser:
+    """AdamW over so many steps of drawn rows, clipped at norm 1."""
+
+    def __init__(self, parameters, rate: float, steps: int):
+        self._parameters, self._steps = list(parameters), steps
+        self._adamw = torch.optim.AdamW(self._parameters, rate, betas=(0.9, 0.98), weight_decay=0.05)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._adamw, lambda step: min(1, (step + 1) / 50) * 0.5 * (1 + np.cos(np.pi * step / steps))
+        )
+        self._loss = 0.0
+
+    def steps(self, album: Album, batch: int, seed: int, what: str) -> Iterator[Tensor]:
+        """Rows of each step's batch; tells now and then how far it is."""
+        source = torch.Generator().manual_seed(seed)
+        start = told = time.monotonic()
+        for step in range(self._steps):
+            yield torch.randint(len(album.things), (batch,), generator=source)
+            if (now := time.monotonic()) - told > 10:
+                told = now
+                left = (now - start) / (step + 1) * (self._steps - step - 1)
+                print(
+                    f"tiny base: {what}: step {step + 1}/{self._steps}  loss {self._loss:.3f}  {left:.0f} s left",
+                    flush=True,
+                )
+
+    def descend(self, loss: Tensor) -> None:
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._adamw.step()
+        self._schedule.step()
+        self._adamw.zero_grad()
+        self._loss = loss.item()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows of one picture and all questions about it, each question blind to the others.
+
+    ids, positions, labels: (N, L); mask: (N, 1, L, L) 0 where a token (third axis) sees another, -inf elsewhere;
+    kinds: (N, L) number of the question's kind on answer tokens.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+    mask: Tensor
+    kinds: Tensor
+
+
+def pack(asked: Sequence[Sequence[tuple[str, str, str]]], words: PreTrainedTokenizerFast, size: Size) -> Packed:
+    """asked: per picture (kind, prompt, answer)."""
+    patches, numbers = (size.side // size.patch) ** 2, {kind: i for i, kind in enumerate(picture_questions.QUESTIONS)}
+    rows = []
+    for questions in asked:
+        row = [(words.image_token_id, place, 0, IGNORED, -1) for place in range(patches)]
+        for number, (kind, prompt, answer) in enumerate(questions, 1):
+            ids = words(prompt, add_special_tokens=False).input_ids
+            tail = [*words(f" {answer}", add_special_tokens=False).input_ids, words.eos_token_id]
+            for place, token in enumerate(ids + tail):
+                told = place >= len(ids)
+                label, which = (token, numbers[kind]) if told else (IGNORED, -1)
+                row.append((token, patches + place, number, label, which))
+        rows.append(row)
+    width = max(map(len, rows))
+    table = torch.tensor([row + [(words.pad_token_id, 0, -1, IGNORED, -1)] * (width - len(row)) for row in rows])
+    ids, positions, segments, labels, kinds = table.unbind(-1)
+    same = (segments[:, None, :] == segments[:, :, None]) | (segments[:, None, :] == 0)
+    seen = same & torch.ones(width, width).tril().bool()
+    mask = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)[:, None]
+    return Packed(ids, positions, labels, mask, kinds)
+
+
+def answer_logits(model: LlavaForConditionalGeneration, pixels: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+    """(A, V) logits at the answer tokens and (A,) the tokens."""
+    output = model.model(
+        input_ids=packed.ids, pixel_values=pixels, attention_mask=packed.mask, position_ids=packed.positions,
+        use_cache=False,
+    )  # fmt: skip
+    answered = packed.labels[:, 1:] != IGNORED
+    return model.lm_head(output.last_hidden_state[:, :-1][answered]), packed.labels[:, 1:][answered]
+
+
+@torch.no_grad()
+def answers_right(model, words: PreTrainedTokenizerFast, album: Album) -> dict[str, float]:
+    """Share of a kind's answer tokens that are foretold, the answer's earlier tokens given."""
+    hits: dict[str, list[bool]] = {kind: [] for kind in picture_questions.QUESTIONS}
+    size = Size(side=model.config.vision_config.image_size, patch=model.config.vision_config.patch_size)
+    for rows in torch.arange(len(album.things)).split(25):
+        rng = np.random.default_rng([9, int(rows[0])])
+        packed = pack([ask_all(album.things[row], rng) for row in rows], words, size)
+        logits, tokens = answer_logits(model, album.pixels(rows), packed)
+        right = logits.argmax(-1) == tokens
+        kinds = packed.kinds[:, 1:][packed.labels[:, 1:] != IGNORED]
+        for number, kind in enumerate(hits):
+            own = (kinds == number) & (tokens != words.eos_token_id)
+            hits[kind] += right[own].tolist()
+    return {kind: sum(found) / len(found) for kind, found in hits.items()}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in another order give other bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
