@@ -83,7 +83,7 @@ class Family:
         folder = self.folder()
         try:
             return kind.from_pretrained(folder, revision=self.revision or "main", trust_remote_code=False, **options)
-        except OSError as error:  # what transformers raises for missing files and for a hub out of reach
+        except (OSError, ValueError) as error:  # transformers' words for missing files and a hub out of reach
             reason = " ".join(str(error).split())[:200]
             raise InputError(
                 f"model: expected {kind.__name__} files in a folder or on the hub under {folder!r}, found none "

@@ -45,7 +45,7 @@ class MiniCPMV46(Family):
 
     architecture = MiniCPMV4_6ForConditionalGeneration
     processor_class = ImageProcessor
-    parts: ClassVar = {"embeddings": "embed_tokens", "projector": "merger"}
+    parts: ClassVar = {"embeddings": "embed_tokens", "projector": "model.merger"}  # not vit_merger
     unquantised = ("model.vision_tower", "model.merger", "lm_head")
     packs_images = True
 
