@@ -3,13 +3,15 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from mutants import Mutant, caught
 from slow_st_gcn import edges, slow_st_gcn
 from torch import nn
 
 from datamodules.errors import InputError
 from datamodules.randomness import generator
 from datamodules.topology import TOPOLOGIES
-from lightning_modules.encoders.st_gcn import STGCN, ProjectedSTGCN, partitioned_graph
+from lightning_modules.encoders import st_gcn
+from lightning_modules.encoders.st_gcn import STGCN, GraphConvolution, ProjectedSTGCN, Unit, partitioned_graph
 
 
 def clips(n: int = 3, frames: int = 10, joints: int = 25, bodies: int = 2) -> torch.Tensor:
@@ -130,3 +132,44 @@ def test_head_projects_the_mean_over_frames_joints_and_bodies_to_unit_length():
     assert torch.allclose(got.norm(dim=1), torch.ones(3, dtype=torch.float64))
     widths = [layer.weight.shape for layer in ProjectedSTGCN(STGCN("ntu25")).head if isinstance(layer, nn.Linear)]
     assert widths == [(256, 256), (128, 256)]
+
+
+# ---- mutants
+
+
+def errors() -> dict[str, float]:
+    """Relative error of the features in either mode."""
+    found, x = {}, clips()
+    for training in (True, False):
+        net = small().train(training)
+        expected = slow_st_gcn(net, x, training).detach()
+        found[f"training {training}"] = ((net(x) - expected).abs().max() / expected.abs().max()).item()
+    return found
+
+
+MUTANTS = [
+    Mutant("subsets exchanged", st_gcn, "partitioned_graph", "inward.T, inward", "inward, inward.T"),
+    Mutant("each subset normalised by itself", st_gcn, "partitioned_graph", "subsets.sum(dim=(0, 1))",
+           "subsets.sum(dim=1, keepdim=True).clamp(min=1)"),
+    Mutant("rows normalised", st_gcn, "partitioned_graph", "subsets.sum(dim=(0, 1))",
+           "subsets.sum(dim=(0, 2))[:, None]"),
+    Mutant("transposed graph", GraphConvolution, "forward", "bkctv,kvw->bctw", "bkctw,kvw->bctv"),
+    Mutant("importance left out", GraphConvolution, "forward", "self.graph * self.importance", "self.graph"),
+    Mutant("importance added", GraphConvolution, "forward", "self.graph * self.importance",
+           "self.graph + self.importance"),
+    Mutant("subsets taken channel by channel", GraphConvolution, "forward",
+           "unflatten(1, (len(self.graph), -1))", "unflatten(1, (-1, len(self.graph))).transpose(1, 2)"),
+    Mutant("residual outside of the ReLU", Unit, "forward",
+           "torch.relu(y if self.residual is None else y + self.residual(x))",
+           "torch.relu(y) if self.residual is None else torch.relu(y) + self.residual(x)"),
+    Mutant("stride in the fourth unit", STGCN, "__init__", "(4, 7)", "(3, 7)"),
+    Mutant("residual in the first unit", STGCN, "__init__", "0.0, residual=False", "0.0"),
+    Mutant("batch norm over (C, V)", STGCN, "forward", "clips.permute(0, 4, 3, 1, 2)", "clips.permute(0, 4, 1, 3, 2)"),
+    Mutant("bodies folded before the sample", STGCN, "forward", "clips.permute(0, 4, 3, 1, 2)",
+           "clips.permute(4, 0, 3, 1, 2)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_slow_reading_notices(mutant, monkeypatch):
+    caught(mutant, errors, monkeypatch)

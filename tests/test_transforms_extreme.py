@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from mutants import Mutant, caught
 
 from datamodules.errors import InputError
 from datamodules.randomness import generator, take_rows
@@ -27,6 +28,41 @@ ALL = [ReflectedCrop(), NOISE, GaussianBlur(), AxisMask()]
 
 def clips(n: int = 6, frames: int = FRAMES) -> torch.Tensor:
     return torch.randn(n, 3, frames, 25, 2, generator=generator(21, n, frames))
+
+
+def slow_crop(clip: torch.Tensor, place: float, added: int) -> torch.Tensor:
+    """Of one clip (C, T, V, M), frame by frame."""
+    frames = list(clip.unbind(1))
+    longer = frames[:added][::-1] + frames + frames[len(frames) - added :][::-1]
+    start = int(place * (2 * added + 1))
+    return torch.stack(longer[start : start + len(frames)], dim=1)
+
+
+def slow_blur(clip: torch.Tensor, deviation: float) -> torch.Tensor:
+    """Of one clip (C, T, V, M), frame by frame."""
+    frames, out = clip.shape[1], []
+    for t in range(frames):
+        near = [s for s in range(frames) if abs(s - t) <= 7]
+        weights = [math.exp(-((s - t) ** 2) / (2 * deviation**2)) for s in near]
+        out.append(sum(w * clip[:, s] for w, s in zip(weights, near, strict=True)) / sum(weights))
+    return torch.stack(out, dim=1)
+
+
+def errors() -> dict[str, float]:
+    """Of the crop, the blur and the axis, against the slow readings."""
+    joints, found = clips(6, 20).double(), {}
+    for augmentation in (ReflectedCrop(), GaussianBlur(probability=1.0), AxisMask(probability=1.0)):
+        drawn = augmentation.draw(6, generator(20))
+        got = augmentation.apply(joints, drawn)
+        if isinstance(augmentation, ReflectedCrop):
+            rows = [slow_crop(*pair, 3) for pair in zip(joints, drawn["place"].tolist(), strict=True)]
+        elif isinstance(augmentation, GaussianBlur):
+            rows = [slow_blur(*pair) for pair in zip(joints, drawn["deviation"].tolist(), strict=True)]
+        else:
+            kept = torch.tensor([[float(axis != lost) for axis in range(3)] for lost in drawn["axis"]])
+            rows = [clip * row[:, None, None, None] for clip, row in zip(joints, kept, strict=True)]
+        found[named(augmentation)] = float((got - torch.stack(rows)).abs().max())
+    return found
 
 
 def named(augmentation) -> str:
@@ -55,19 +91,14 @@ def test_half_of_the_clips_are_left_exactly_as_they_were(augmentation):
 
 
 @pytest.mark.parametrize(("frames", "added"), [(50, 8), (12, 2), (5, 0)])
-def test_crop_takes_consecutive_frames_of_the_reflected_clip(frames, added):
+def test_every_window_of_the_reflected_clip_is_cropped(frames, added):
     crop, joints = ReflectedCrop(), clips(300, frames)
     drawn = crop.draw(300, generator(4, frames))
     got = crop.apply(joints, drawn)
-    starts = set()
-    for row in range(300):
-        clip = list(joints[row].unbind(1))
-        longer = clip[:added][::-1] + clip + clip[frames - added :][::-1]
-        windows = [torch.stack(longer[start : start + frames], dim=1) for start in range(2 * added + 1)]
-        (start,) = [start for start, window in enumerate(windows) if torch.equal(window, got[row])]
-        assert start == int(drawn["place"][row] * (2 * added + 1))
-        starts.add(start)
-    assert starts == set(range(2 * added + 1)), "every start occurs"
+    expected = torch.stack([slow_crop(*pair, added) for pair in zip(joints, drawn["place"].tolist(), strict=True)])
+    assert torch.equal(got, expected)
+    starts = (drawn["place"] * (2 * added + 1)).long()
+    assert starts.unique().tolist() == list(range(2 * added + 1))
 
 
 def test_the_last_place_stays_within_the_reflected_clip():
@@ -87,20 +118,17 @@ def test_noise_is_added_with_the_published_deviation_apart_for_every_coordinate(
 
 
 def test_blur_is_a_weighted_mean_of_the_fifteen_frames_around():
-    joints, blur = clips(3, 20).double(), GaussianBlur()
-    drawn = {"applied": torch.tensor([True] * 3), "deviation": torch.tensor([0.1, 0.9, 2.0], dtype=torch.float64)}
-    got = blur.apply(joints, drawn)
-    for row, deviation in enumerate(drawn["deviation"].tolist()):
-        for t in (0, 3, 11, 19):
-            near = [s for s in range(20) if abs(s - t) <= 7]
-            weights = [math.exp(-((s - t) ** 2) / (2 * deviation**2)) for s in near]
-            expected = sum(w * joints[row, :, s] for w, s in zip(weights, near, strict=True)) / sum(weights)
-            assert torch.allclose(got[row, :, t], expected)
-    assert torch.allclose(got[0], joints[0]), "a tenth of a frame blurs nothing"
+    found = errors()
+    assert max(found.values()) < 1e-9, found
+    joints, blur = clips(1, 20), GaussianBlur()
+    narrow, wide = (
+        {"applied": torch.tensor([True]), "deviation": torch.tensor([frames], dtype=torch.float64)}
+        for frames in (0.1, 50.0)
+    )
+    assert torch.allclose(blur.apply(joints, narrow), joints), "a tenth of a frame blurs nothing"
     spike = torch.zeros(1, 3, 20, 25, 2)
     spike[:, :, 0] = 1
-    widest = {"applied": torch.tensor([True]), "deviation": torch.tensor([50.0])}
-    assert blur.apply(spike, widest)[0, 0, :, 0, 0].nonzero().max() == 7, "seven frames to either side"
+    assert blur.apply(spike, wide)[0, 0, :, 0, 0].nonzero().max() == 7, "seven frames to either side"
 
 
 def test_blur_leaves_a_still_figure_still_and_draws_its_deviation_evenly():
@@ -173,3 +201,20 @@ def test_a_ranks_rows_of_the_global_draw_give_its_clips_the_same_views():
 def test_unknown_stream_is_refused():
     with pytest.raises(InputError, match="joint, motion, bone, found 'speed'"):
         ResizedView("ntu25", "speed")
+
+
+MUTANTS = [
+    Mutant("edge frame not repeated", ReflectedCrop, "change", "-1 - chosen", "-chosen"),
+    Mutant("last frame not repeated", ReflectedCrop, "change", "2 * frames - 1 - chosen", "2 * frames - 2 - chosen"),
+    Mutant("a fifth added", ReflectedCrop, "change", "frames // self.share", "frames // 5"),
+    Mutant("padded by repeating", ReflectedCrop, "change", "-1 - chosen", "0 * chosen"),
+    Mutant("variance for deviation", GaussianBlur, "change", '[:, None, None] ** 2', '[:, None, None]'),
+    Mutant("weights not normalised", GaussianBlur, "change", "weights / weights.sum(2, keepdim=True)", "weights"),
+    Mutant("seventeen frames", GaussianBlur, "change", "self.width // 2", "self.width // 2 + 1"),
+    Mutant("all but one axis", AxisMask, "change", "masked_fill(hidden", "masked_fill(~hidden"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_the_slow_readings_notice(mutant, monkeypatch):
+    caught(mutant, errors, monkeypatch)

@@ -4,9 +4,11 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from datamodules.batch import SkeletonBatch
-from datamodules.transforms.views import ResizedView
+from datamodules.transforms.views import ExtremeView, ResizedView
+from lightning_modules.aim_clr import AimCLR
 from lightning_modules.encoders.st_gcn import STGCN
 from lightning_modules.schedules import Constant
 from lightning_modules.skeleton_clr import SkeletonCLR
@@ -32,12 +34,25 @@ def skeleton_clr(topology: str = "ntu25", stream: str = "joint", dropout: float 
     return SkeletonCLR(**(parts(topology, stream, dropout) | settings))
 
 
-def with_near_keys(module: SkeletonCLR) -> SkeletonCLR:
-    """In float64, with a queue of keys like those of clips: untrained ones lie together, far from random directions."""
+def aim_clr(topology: str = "ntu25", stream: str = "joint", dropout: float = 0.0, **settings) -> AimCLR:
+    """Its mining begins at epoch 1."""
+    torch.manual_seed(1)
+    extreme = ExtremeView(topology, BODIES, stream, FRAMES)
+    return AimCLR(**(parts(topology, stream, dropout) | {"extreme": extreme, "mine_from": 1} | settings))
+
+
+def with_near_keys(module):
+    """In float64 and eval mode, with weights that tell clips apart, and a queue of keys that lie near those of clips.
+
+    As it starts, with N(0, .02) and no statistics yet, the network gives every clip nearly the same vector.
+    """
     module = module.double().eval()
-    clip = torch.randn(1, 3, FRAMES, 25, BODIES, dtype=torch.float64)
-    key = module.encoders.key(clip)
-    module.queue.keys.copy_(F.normalize(key.T + 0.2 * torch.randn_like(module.queue.keys), dim=0))
+    for layer in module.encoders.query.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(layer.weight)
+    module.encoders.reset()
+    keys = module.encoders.key(torch.randn(10, 3, FRAMES, 25, BODIES, dtype=torch.float64))
+    module.queue.keys.copy_(F.normalize(keys.T + 0.1 * torch.randn_like(keys.T), dim=0))
     return module
 
 

@@ -1,4 +1,4 @@
-"""A2MC and SCD-Net in training: resumed is bitwise uninterrupted (on two processes as on one: tests/test_ddp.py)."""
+"""The methods with a momentum encoder in training: resumed is bitwise uninterrupted (on two processes as on one: tests/test_ddp.py)."""
 
 from functools import partial
 from pathlib import Path
@@ -7,10 +7,17 @@ import pytest
 import torch
 from toys import toy_data, write_toy_stores
 from toys_a2mc import RELEASED, a2mc, scd_net
+from toys_clr import aim_clr, skeleton_clr
 
 from lightning_modules.fitting import CHECKPOINT, fit
 
-METHODS = {"a2mc": a2mc, "a2mc_released": partial(a2mc, RELEASED), "scd_net": scd_net}
+METHODS = {
+    "a2mc": a2mc,
+    "a2mc_released": partial(a2mc, RELEASED),
+    "scd_net": scd_net,
+    "skeleton_clr": skeleton_clr,
+    "aim_clr": aim_clr,  # mines in the second epoch
+}
 
 
 def train(name: str, stores: Path, folder: Path, epochs: int, callbacks=(), **options) -> dict[str, torch.Tensor]:
