@@ -1,4 +1,4 @@
-"""The methods with a momentum encoder in training: resumed is bitwise uninterrupted (on two processes as on one: tests/test_ddp.py)."""
+"""The methods with a momentum encoder in training: resumed bitwise (on two processes as on one: tests/test_ddp.py)."""
 
 from functools import partial
 from pathlib import Path

@@ -12,6 +12,7 @@ import torch
 from goldens import read
 from toys import ToyMethod, toy_data
 from toys_a2mc import RELEASED, a2mc, scd_net
+from toys_clr import aim_clr, skeleton_clr
 
 from datamodules.errors import InputError
 from datamodules.skeleton import Labelled
@@ -35,6 +36,8 @@ METHODS = {
     "a2mc": (a2mc, {}),
     "a2mc_released": (partial(a2mc, RELEASED), {}),
     "scd_net": (scd_net, {}),
+    "skeleton_clr": (skeleton_clr, {}),
+    "aim_clr": (aim_clr, {}),
 }
 
 
