@@ -64,6 +64,11 @@ def test_or_they_become_texts_alone(raw):
     assert len(corpus.train) == 6 and len(corpus.rejected) == 1
 
 
+def test_an_id_that_comes_again_gets_a_number(raw):
+    write(raw, "train", [row(1), row(1, text="other"), row(2), row(1)])
+    assert [sample.id for sample in HatefulMemes().read(raw).train] == ["1", "1#2", "2", "1#3"]
+
+
 def test_two_samples_may_share_an_image(raw):
     write(raw, "train", [row(0), row(1, img="img/00000.png")])
     assert len(HatefulMemes().read(raw).train) == 2

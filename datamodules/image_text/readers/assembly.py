@@ -61,14 +61,15 @@ def assemble(
     """The corpus of a draft: its sides `train` and `test` ("": it has none) and the others as further test sets.
 
     missing_images: "reject" leaves a sample with a missing or undecodable image out, "text_only" keeps it without the
-    image; either way it is listed in `rejected`. Raises InputError where `train` or `test` has no sample left.
+    image; either way it is listed in `rejected`. Ids are distinct within a side: one that comes again gets a number.
+    Raises InputError where `train` or `test` has no sample left.
     """
     check_missing_images(missing_images)
     paths = [sample.image for side in draft.sides.values() for sample in side if sample.image is not None]
     looks = look_at(paths, raw, cache)
     rejected = list(draft.rejected)
     rejected += [(_name(path, raw), look.reason) for path, look in looks.items() if look.reason]
-    sides = {name: _usable(side, looks, missing_images) for name, side in draft.sides.items()}
+    sides = {name: _distinct(_usable(side, looks, missing_images)) for name, side in draft.sides.items()}
     for name in filter(None, (train, test)):
         if not sides.get(name):
             reasons = f"{len(rejected)} rejected, first {': '.join(rejected[0])}" if rejected else "no row at all"
@@ -89,6 +90,16 @@ def _usable(samples: Sequence[Sample], looks: Mapping[Path, Look], missing_image
     if missing_images == "text_only":
         return [replace(sample, image=None) if sample.image in broken else sample for sample in samples]
     return [sample for sample in samples if sample.image not in broken]
+
+
+def _distinct(samples: Sequence[Sample]) -> list[Sample]:
+    """Answers are told apart by id."""
+    times: dict[str, int] = {}
+    kept = []
+    for sample in samples:
+        times[sample.id] = times.get(sample.id, 0) + 1
+        kept.append(sample if times[sample.id] == 1 else replace(sample, id=f"{sample.id}#{times[sample.id]}"))
+    return kept
 
 
 def fingerprint(identity: Identity, sides: Mapping[str, Sequence[Sample]], looks: Mapping[Path, Look]) -> str:
