@@ -58,7 +58,7 @@ sizes = scale=$(or $(scale),$(if $(1),published,mini)) $(if $(1),raw='$(1)')
 define chain
 $(BIN)/python prepare.py data=$(1) $(if $(2),raw='$(2)')
 $(BIN)/python train.py -m experiment=$(3) $(call sizes,$(2)) $(ARGS)
-$(BIN)/python eval.py -m experiment=$(3) protocol=knn,linear $(call sizes,$(2)) $(ARGS)
+$(BIN)/python eval.py -m experiment=$(3) protocol=knn,linear,inspect $(call sizes,$(2)) $(ARGS)
 $(BIN)/python eval.py -m experiment=$(3) protocol=semi protocol.fraction=$(4) $(call sizes,$(2)) $(ARGS)
 $(BIN)/python report.py name=$(1)
 endef

@@ -20,10 +20,10 @@ from datamodules.skeleton import SkeletonDataModule
 from lightning_modules.base import SkeletonModule
 from lightning_modules.evaluation.embedding import COORDINATE_FRAMES, Embedding, load, save
 from lightning_modules.evaluation.fusion import fused
-from lightning_modules.evaluation.measured import top1
+from lightning_modules.evaluation.measured import confusion, top1
 from lightning_modules.evaluation.subject import Subject
 from lightning_modules.fitting import weights_digest
-from tracking import artefacts, identity, records
+from tracking import artefacts, identity, memory, records
 from tracking.build import build
 from tracking.doors import door
 from train import Run, announce, plain, record_of, set_aside, share, store_labels, stream, titled
@@ -178,17 +178,22 @@ def measure(evaluation: Evaluation, subject: Subject) -> Row:
     # Under the key of this very result: other settings must not resume what these began.
     work = evaluation.folder / f"{config.protocol.name}-{key[:12]}"
     started = time.monotonic()
+    memory.reset_peak()
     result = build(config.protocol.measure).measure(replace(subject, work=work))
     record = evaluation.record(
         key=key,
         metrics=result.metrics,
         best=result.best,
+        curves=dict(result.curves),
+        cost=memory.peak(),
         variant=subject.name,
         setting=", ".join(filter(None, [evaluation.setting, stream(evaluation.run.config)])),
         parents=[] if config.checkpoint else [evaluation.run.key],
         seconds=time.monotonic() - started,
     )
     save(scores_of(record, folder), key, result.scores)
+    # A protocol with parts of its own shows those.
+    artefacts.write(record, folder, result.parts or {"confusion": {"matrix": confusion(result.scores)}})
     records.write(record, folder)
     return record, result.scores
 
@@ -240,6 +245,7 @@ def evaluate_fused(config: DictConfig) -> dict[str, Row]:
             parents=keys,
             seconds=sum(record.seconds for record, _ in of_name),
         )
+        artefacts.write(record, Path(config.paths.records), {"confusion": {"matrix": confusion(scores)}})
         records.write(record, Path(config.paths.records))
         rows[record.variant] = record, scores
         show(config, record)

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import Logger
 from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import Client
-from federated.curves import curves
+from federated.curves import curves, values
 from federated.engines.in_process import InProcess
 from federated.ledger import Ledger
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
@@ -157,7 +157,7 @@ class Watch:
         line = f"clients {chosen}{shown}  failed {len(failed)}{why}  {left:.0f} s left"
         print(f"{self.title}: round {done}/{self.rounds}  {line}", flush=True)
         for sink in self.sinks:
-            sink.log_metrics(measured | {"failed": len(failed)}, step=record["round"])
+            sink.log_metrics(values(record), step=record["round"])
             sink.save()
 
 

@@ -11,19 +11,24 @@ def curves(rounds: list[dict]) -> dict[str, list[list[float]]]:
     """
     found: dict[str, list[list[float]]] = defaultdict(list)
     for record in rounds:
-        for name, value in _values(record).items():
+        for name, value in values(record).items():
             if math.isfinite(value):
                 found[name].append([record["round"] + 1, float(value)])
     return dict(found)
 
 
-def _values(record: dict) -> dict[str, float]:
+def values(record: dict) -> dict[str, float]:
+    """What one round measured, by the names of `curves`."""
     failed = [outcome for outcome in record["outcomes"] if "error" in outcome]
-    values = dict(record["metrics"]) | {
-        "failed clients": len(failed),
-        "bytes up": record["bytes_up"],
-        "bytes down": record["bytes_down"],
-    }
+    values = (
+        client_means(record)
+        | record["metrics"]
+        | {
+            "failed clients": len(failed),
+            "bytes up": record["bytes_up"],
+            "bytes down": record["bytes_down"],
+        }
+    )
     if record["lora_gap"] is not None:
         values["LoRA gap"] = record["lora_gap"]
     for model, metrics in record["by_model"].items():
@@ -33,3 +38,12 @@ def _values(record: dict) -> dict[str, float]:
         for name, value in outcome.get("metrics", {}).items():
             values[f"{name} @ client {outcome['client']}"] = value
     return values
+
+
+def client_means(record: dict) -> dict[str, float]:
+    """Means of what the clients of a round measured, by their samples; empty where none came back."""
+    back = [outcome for outcome in record["outcomes"] if "error" not in outcome]
+    samples = sum(outcome["num_samples"] for outcome in back)
+    names = dict.fromkeys(name for outcome in back for name in outcome["metrics"])
+    everywhere = [name for name in names if all(name in outcome["metrics"] for outcome in back)]
+    return {name: sum(o["num_samples"] * o["metrics"][name] for o in back) / samples for name in everywhere}

@@ -77,6 +77,13 @@ class A2MC(HierarchicalContrast):
                 labels = self.logits(clips).argmax(1)
         return [attack(clips, self.logits, self, labels) for attack in self.attacks]
 
+    def attacked_twins(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        """Of the joint stream: attacks on motion or bones move no joint by themselves."""
+        if self.view.stream != "joint":
+            return {}
+        names = [f"{attack.steps} step{'s' * (attack.steps > 1)} of {attack.step_size:g}" for attack in self.attacks]
+        return dict(zip(names, self.attacked(self.shown(batch)), strict=True))
+
     def objective(self, batch: SkeletonBatch) -> dict[str, Tensor]:
         """The four terms by pair of levels, `mixing` of a linear mixer, `head` of a learnt head; means over attacks."""
         clips, others = self.views(batch)

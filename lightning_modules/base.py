@@ -4,7 +4,7 @@ A method says what its loss terms are and how it embeds; the plumbing is here, o
 """
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Literal, NamedTuple, final
 
 import pytorch_lightning as pl
 import torch
@@ -13,6 +13,13 @@ from torch import Tensor
 from datamodules.batch import SkeletonBatch
 from datamodules.randomness import generator, take_rows
 from lightning_modules.schedules import Schedule
+
+
+class Attention(NamedTuple):
+    """Maps to look at: values (N, M, P, P), means over the heads of |map|, query first; over: what P counts."""
+
+    over: Literal["joints", "frames"]
+    values: Tensor
 
 
 @dataclass
@@ -38,6 +45,7 @@ class SkeletonModule(pl.LightningModule):
       weighted, and the loss is their sum; the others are handed, detached, to `after_step`.
     - `features(batch)`: (N, S, D), S parallel streams of the clip (1 for most methods), differentiable, and D as
       `feature_width`. `embed` concatenates the streams, a classifier adds its scores over them.
+    - `shown`, `augmented`, `attention` and `attacked_twins` where there is something to show of a clip.
     - `after_step(outputs)` where it keeps state (bank, key encoder): without gradient, once an optimiser step, with
       the outputs of the last batch of the step.
     """
@@ -59,6 +67,22 @@ class SkeletonModule(pl.LightningModule):
     def embed(self, batch: SkeletonBatch) -> Tensor:
         """(N, S * D) embedding of the clips, for probes and neighbours."""
         return self.features(batch).flatten(1)
+
+    def shown(self, batch: SkeletonBatch) -> Tensor:
+        """(N, C, T, V, M) joints at the frames that the network reads in evaluation; by default the clips."""
+        return batch.joints
+
+    def augmented(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        """Views (N, C, T, V, M) of the clips by name, as training would draw them at this epoch and step."""
+        return {}
+
+    def attention(self, batch: SkeletonBatch) -> dict[str, Attention]:
+        """Attention maps of the clips by name, in evaluation; of a method that has none, none."""
+        return {}
+
+    def attacked_twins(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        """Attacked copies of `shown` by the name of the attack; of a method that does not attack, none."""
+        return {}
 
     def after_step(self, outputs: dict[str, Tensor]) -> None:
         """Update what is not learnt by gradient; nothing by default."""

@@ -42,6 +42,13 @@ class MomentumContrast(SkeletonModule):
         """Two augmented views (N, C, T, V, M) of every clip, for query and key."""
         return self.seen(self.view, batch, QUERY_VIEW), self.seen(self.view, batch, KEY_VIEW)
 
+    def shown(self, batch: SkeletonBatch) -> Tensor:
+        return self.view.figure(batch.joints, batch.num_frames)
+
+    def augmented(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        query, key = self.views(batch)
+        return {"query": query, "key": key}
+
     def gathered(self, rows: Tensor) -> Tensor:
         """(N of all processes, ...) rows, without gradient."""
         return rows if self.place.world == 1 else self.all_gather(rows).flatten(0, 1)

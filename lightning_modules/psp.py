@@ -10,7 +10,9 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules.batch import SkeletonBatch
 from datamodules.transforms.augmentation import Augmentation
-from lightning_modules.attention.ppa import PPA, Pyramid
+from lightning_modules.attention.ppa import PPA, Pyramid, broadcast
+from lightning_modules.attention.siia import by_body
+from lightning_modules.base import Attention
 from lightning_modules.copies import once
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import linear, pool, projection_head
@@ -90,6 +92,22 @@ class PSP(TwoStreamModule, ScoredModule):
             joint=Pyramid(*(pool(level, bodies) for level in joint_levels)),
             motion=Pyramid(*(pool(level, bodies) for level in motion_levels)),
         )
+
+    def attention(self, batch: SkeletonBatch) -> dict[str, Attention]:
+        """The three maps of PPA for either stream, those of groups handed to their joints."""
+        streams = self.streams(batch)
+        bodies = streams[0].shape[-1]
+        shown = {}
+        for stream, features in zip(("joint", "motion"), self.backbone(*streams), strict=True):
+            maps = self.ppa.maps(features)
+            on_joints = {
+                "body": broadcast(maps.body, self.ppa.joint_in_body),
+                "part": broadcast(maps.part, self.ppa.joint_in_part),
+                "joint": maps.joint,
+            }
+            for level, values in on_joints.items():
+                shown[f"{stream} stream, {level} level"] = Attention("joints", by_body(values, bodies))
+        return shown
 
     def terms(self, views: Views, labels: Tensor) -> dict[str, Tensor]:
         """{"cross_entropy", "ccl_body", "ccl_part", "ccl_joint"}, the last three times `weight`; labels: (N,)."""

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from datamodules.batch import SkeletonBatch
 from datamodules.transforms.augmentation import Augmentation
-from lightning_modules.attention.siia import SIIA, Decoupled
+from lightning_modules.attention.siia import SIIA, Decoupled, by_body
+from lightning_modules.base import Attention
 from lightning_modules.copies import once
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.heads import projection_head
@@ -72,6 +73,20 @@ class SDSCL(TwoStreamModule):
         joint, motion = self.backbone(joint, motion)
         own, others = once(self.siia, self.siia, rows, joint, motion), once(self.siia, self.siia, rows, motion, joint)
         return squeeze(own, bodies), squeeze(others, bodies)
+
+    def attention(self, batch: SkeletonBatch) -> dict[str, Attention]:
+        """The four maps of SIIA for either stream."""
+        streams = self.streams(batch)
+        bodies = streams[0].shape[-1]
+        joint, motion = self.backbone(*streams)
+        each = {"joint": self.siia.maps(joint, motion), "motion": self.siia.maps(motion, joint)}
+        return {
+            f"{stream} stream, {name.replace('_', ' ')}": Attention(
+                "joints" if name.startswith("spatial") else "frames", by_body(values, bodies)
+            )
+            for stream, maps in each.items()
+            for name, values in maps._asdict().items()
+        }
 
     def terms(self, joint: Squeezed, motion: Squeezed) -> dict[str, Tensor]:
         """{"stl", "tsl", "gl"}, all of weight 1; the negatives of GL are the clips of all processes."""

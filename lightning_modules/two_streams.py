@@ -66,6 +66,17 @@ class TwoStreamModule(SkeletonModule):
         """(N, 2, C') backbone features of joint and motion."""
         return self.pooled(*self.streams(batch))
 
+    def shown(self, batch: SkeletonBatch) -> Tensor:
+        joint, num_frames = drop_empty(batch.joints, batch.num_frames)
+        return self.sampling.apply(joint, None, num_frames)
+
+    def augmented(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        training = self.training
+        self.train()
+        joint, motion = self.streams(batch)
+        self.train(training)
+        return {"joint": joint, "motion": motion}
+
     def gathered(self, rows: Tensor) -> Tensor:
         """(N * world, C) rows of all processes, with gradients, for losses whose negatives are the global batch.
 

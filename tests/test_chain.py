@@ -59,7 +59,7 @@ def test_the_chain_ends_in_a_report_that_holds_every_row(prepared, capsys):
     root, raw, _ = prepared
     trained = train.main.run(small("train", root, raw))
     assert 0 <= trained["test/knn1"] <= 100 and trained["epoch"] == 1
-    for protocol in ("knn", "linear", "semi"):
+    for protocol in ("knn", "linear", "semi", "inspect"):
         rows = evaluation.main.run(small("eval", root, raw, f"protocol={protocol}"))
         untrained = "supervised only" if protocol == "semi" else "random initialisation"
         assert set(rows) == {"trained", untrained, "coordinates"}
@@ -67,10 +67,17 @@ def test_the_chain_ends_in_a_report_that_holds_every_row(prepared, capsys):
     result = report.main.run(config("report", root, "name=ntu60"))
     page, markdown = (Path(result[name]).read_text() for name in ("report", "tables"))
     assert page.count("<tr>") == sum(line.startswith("|") and "| --- |" not in line for line in markdown.splitlines())
-    assert "Curves</h2>" in page and "test/knn1 over epoch" in page
+    for figure in (
+        "Curves</h2>",
+        "test/knn1 over epoch",
+        "Confusion</h2>",
+        "t-SNE of 30 of 30 test clips",
+        "spatial intra",
+    ):
+        assert figure in page, figure
     for expected in ("Nearest neighbours", "Linear evaluation", "Semi-supervised", "coordinates", "random init"):
         assert expected in page
-    assert result["records"] == 1 + 3 * 3
+    assert result["records"] == 1 + 4 * 3
 
 
 def test_launching_twice_finds_the_result(prepared, capsys):

@@ -13,7 +13,7 @@ from lightning_modules.evaluation.embedding import Embedding, cached, coordinate
 from lightning_modules.evaluation.fusion import fused
 from lightning_modules.evaluation.knn import KNN, nearest_of_class, neighbours, vote
 from lightning_modules.evaluation.linear import LinearProbe, standardise
-from lightning_modules.evaluation.measured import top1
+from lightning_modules.evaluation.measured import confusion, top1
 from lightning_modules.evaluation.subject import Subject
 from lightning_modules.schedules import StepDecay
 
@@ -164,3 +164,9 @@ def test_coordinates_know_the_class_and_not_the_padding(data):
     assert torch.equal(coordinates(batch), coordinates(padded))
     embedding = embed(coordinates, data.ordered("train"), torch.device("cpu"), "coordinates")
     assert embedding.vectors.shape == (33, 3 * 32 * 25 * 2)
+
+
+def test_confusion_counts_clips_by_label_and_prediction():
+    scores = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 1]])
+    found = confusion(Embedding(scores, torch.tensor([0, 0, 2, 2]), torch.arange(4)))
+    assert found == [[1, 1, 0], [0, 0, 0], [1, 0, 1]]

@@ -4,7 +4,10 @@ from federated.curves import curves
 
 
 def one_round(number, losses, failed=(), by_model=None, metrics=None, gap=None):
-    outcomes = [{"client": client, "metrics": {"train/loss": loss}} for client, loss in losses.items()]
+    outcomes = [
+        {"client": client, "num_samples": 1 + client, "metrics": {"train/loss": loss}}
+        for client, loss in losses.items()
+    ]
     outcomes += [{"client": client, "error": "ClientTimeout", "message": "late", "seconds": 1.0} for client in failed]
     return {
         "round": number,
@@ -22,6 +25,11 @@ def test_every_client_has_a_curve_with_gaps_where_it_failed():
     assert found["train/loss @ client 0"] == [[1, 3.0]] and found["train/loss @ client 2"] == [[1, 4.0]]
     assert found["failed clients"] == [[1, 0.0], [2, 1.0]] and found["LoRA gap"] == [[1, 0.5]]
     assert found["bytes up"] == [[1, 20.0], [2, 10.0]] and found["bytes down"] == [[1, 20.0], [2, 20.0]]
+
+
+def test_the_mean_over_clients_is_by_their_samples():
+    found = curves([one_round(0, {0: 3.0, 2: 4.0}), one_round(1, {}, failed=[0, 2])])
+    assert found["train/loss"] == [[1, (3.0 + 3 * 4.0) / 4]]
 
 
 def test_models_are_told_apart_where_there_are_several():

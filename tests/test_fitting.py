@@ -84,6 +84,7 @@ def test_online_knn_changes_nothing_but_the_log(stores, tmp_path):
     watched, history = train(stores, tmp_path / "watched", 2, [OnlineKNN(every=1, clips=20)])
     assert same_weights(plain, watched)
     assert all(0 <= epoch["test/knn1"] <= 100 for epoch in history.epochs)
+    assert all(1 < epoch["embedding/effective_rank"] < 15 and epoch["embedding/spread"] > 0 for epoch in history.epochs)
 
 
 def test_state_is_updated_once_an_optimiser_step(stores, tmp_path):

@@ -11,6 +11,7 @@ parts
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def folder_of(record: Record, records: Path) -> Path:
     return records / f"{record.kind}-{record.id}"
 
 
-def write(record: Record, records: Path, parts: dict[str, Any]) -> None:
+def write(record: Record, records: Path, parts: Mapping[str, Any]) -> None:
     """Write each part whole or not at all. ValueError for a number that is not finite."""
     folder = folder_of(record, records)
     for name, content in parts.items():

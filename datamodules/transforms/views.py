@@ -52,7 +52,7 @@ class CroppedView:
         frames: int = 64,
         augmentations: Sequence[Augmentation] | None = None,
     ):
-        self._topology, self._stream = TOPOLOGIES[topology], stream_of(stream)
+        self.stream, self._topology, self._stream = stream, TOPOLOGIES[topology], stream_of(stream)
         self.crop = CropResize(frames)
         chosen = published_augmentations(topology, frames) if augmentations is None else augmentations
         self.augment = Compose(chosen)
@@ -60,6 +60,10 @@ class CroppedView:
     def draw(self, n: int, generator: torch.Generator) -> dict[str, Any]:
         """Numbers of the crop and of each augmentation."""
         return {"crop": self.crop.draw(n, generator), "augment": self.augment.draw(n, generator)}
+
+    def figure(self, joints: Tensor, num_frames: Tensor) -> Tensor:
+        """(N, C, frames, V, M) joints at the frames of testing, before any stream."""
+        return self.crop.apply(joints, None, num_frames)
 
     def apply(self, joints: Tensor, drawn: dict[str, Any] | None, num_frames: Tensor) -> Tensor:
         """(N, C, T, V, M) to (N, C, frames, V, M); drawn: of `draw`, or None for the centre crop of testing alone."""
@@ -99,16 +103,20 @@ class ResizedView:
         frames: int = 50,
         augmentations: Sequence[Augmentation] | None = None,
     ):
-        self._topology, self._stream, self.frames = TOPOLOGIES[topology], stream_of(stream), frames
+        self.stream, self._topology, self._stream, self.frames = stream, TOPOLOGIES[topology], stream_of(stream), frames
         self.augment = Compose(normal_augmentations() if augmentations is None else augmentations)
 
     def draw(self, n: int, generator: torch.Generator) -> tuple[dict[str, Tensor], ...]:
         """Numbers of each augmentation."""
         return self.augment.draw(n, generator)
 
+    def figure(self, joints: Tensor, num_frames: Tensor) -> Tensor:
+        """(N, C, frames, V, M) joints at the frames of testing, before any stream."""
+        return resize_window(joints, torch.zeros_like(num_frames), num_frames, self.frames)
+
     def apply(self, joints: Tensor, drawn: tuple[dict[str, Tensor], ...] | None, num_frames: Tensor) -> Tensor:
         """(N, C, T, V, M) to (N, C, frames, V, M); drawn: of `draw`, or None for the clip as it is, in testing."""
-        resized = resize_window(joints, torch.zeros_like(num_frames), num_frames, self.frames)
+        resized = self.figure(joints, num_frames)
         return self._stream(resized if drawn is None else self.augment.apply(resized, drawn), self._topology)
 
 

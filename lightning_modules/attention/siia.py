@@ -20,6 +20,11 @@ def attend(maps: Tensor, values: Tensor) -> Tensor:
     return attended.reshape(values.shape).flatten(1, 2)
 
 
+def by_body(maps: Tensor, bodies: int) -> Tensor:
+    """(N * M, S, P, P) maps -> (N, M, P, P) means over the heads of their size, for showing."""
+    return maps.abs().mean(1).unflatten(0, (-1, bodies))
+
+
 class HeadAttention(nn.Module):
     """LeakyReLU(x + BN(conv1x1(attended))) over the last axis of (B, C, L, P), in S heads of C / S channels.
 

@@ -8,6 +8,7 @@ from datamodules.batch import SkeletonBatch
 from datamodules.randomness import generator
 from datamodules.skeleton import SkeletonDataModule
 from lightning_modules.base import SkeletonModule
+from lightning_modules.evaluation.collapse import effective_rank, spread
 from lightning_modules.evaluation.embedding import Embedding, embed, gathered
 from lightning_modules.evaluation.knn import neighbours
 
@@ -15,8 +16,10 @@ from lightning_modules.evaluation.knn import neighbours
 class OnlineKNN(pl.Callback):
     """Logs `test/knn1` (cosine 1-NN, percent) every `every` epochs on at most `clips` clips of each side.
 
-    The clips are a fixed draw by `seed`, of which each process embeds its share; labels serve this display only. It
-    leaves the module in train mode and draws nothing from torch's generators, so a run with it equals one without it.
+    Of the test side's embedding it also logs what falls when the representation collapses: `embedding/effective_rank`
+    and `embedding/spread`. The clips are a fixed draw by `seed`, of which each process embeds its share; labels serve
+    this display only. It leaves the module in train mode and draws nothing from torch's generators, so a run with it
+    equals one without it.
     """
 
     def __init__(self, every: int = 5, clips: int = 2000, seed: int = 1):
@@ -29,6 +32,8 @@ class OnlineKNN(pl.Callback):
         module.eval()
         train, test = (self._embed(trainer, module, side) for side in ("train", "test"))
         module.train()
+        module.log("embedding/effective_rank", effective_rank(test.vectors))
+        module.log("embedding/spread", spread(test.vectors))
         nearest = neighbours(train.vectors, test.vectors, 1, "cosine")[:, 0]
         module.log("test/knn1", 100 * (train.labels[nearest] == test.labels).float().mean().to(module.device))
 

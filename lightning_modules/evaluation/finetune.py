@@ -53,7 +53,8 @@ class FineTune:
         logits = classifier.eval().to(subject.device).logits
         scores = embed(logits, data.ordered("test"), subject.device, f"scores: {subject.name}")
         labels = len(data.label_rows(self.fraction))
-        return Measured({"top1": top1(scores), "labels": labels}, {"top1": history.best("test/top1")}, scores)
+        metrics, best = {"top1": top1(scores), "labels": labels}, {"top1": history.best("test/top1")}
+        return Measured(metrics, best, scores, history.curves())
 
     def _fit(self, classifier: Classifier, data: SkeletonDataModule, subject: Subject) -> History:
         trainer = subject.trainer | {"max_epochs": self.epochs, "check_val_every_n_epoch": self.test_every}

@@ -44,7 +44,8 @@ class LinearProbe:
         """Top-1 accuracy `top1` in percent after the last epoch and at the best one; `labels` used."""
         train = subject.embedding("train").select(subject.label_rows(self.fraction))
         accuracies, scores = self.fit(train, subject.embedding("test"), subject.num_classes)
-        return Measured({"top1": accuracies[-1], "labels": len(train.labels)}, {"top1": max(accuracies)}, scores)
+        metrics, best = {"top1": accuracies[-1], "labels": len(train.labels)}, {"top1": max(accuracies)}
+        return Measured(metrics, best, scores, {"test/top1": list(enumerate(accuracies, 1))})
 
     def fit(self, train: Embedding, test: Embedding, num_classes: int) -> tuple[list[float], Embedding]:
         """Test top-1 in percent after each epoch, and the test clips' scores after the last."""
