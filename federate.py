@@ -162,11 +162,15 @@ class Watch:
 
 
 def summary(result: FederatedResult, described: dict) -> Metrics:
-    """The record's metrics: what was exchanged, and the models after the last round."""
+    """The record's metrics: what was exchanged and who failed, and the models after the last round."""
+    gaps = [record["lora_gap"] for record in result.records if record["lora_gap"] is not None]
+    failed = [outcome for record in result.records for outcome in record["outcomes"] if "error" in outcome]
     return {
         "rounds": len(result.records),
         "clients": len(described["sizes"]),
         "skew": described["skew"],
+        "failed": len(failed),
+        **({"lora_gap": gaps[-1]} if gaps else {}),
         "bytes_up": sum(record["bytes_up"] for record in result.records),
         "bytes_down": sum(record["bytes_down"] for record in result.records),
         **(client_loss(result.records[-1]) if result.records else {}),

@@ -3,14 +3,16 @@
 Image-text sets need no store: `python prepare.py corpus=hateful_memes raw=DIR` reads and checks one.
 """
 
+from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from datamodules import protocols
 from datamodules.errors import InputError
+from datamodules.image_text import reading
 from datamodules.image_text.sample import Corpus
-from datamodules.miniature import crises, memes, questions, skeletons
+from datamodules.miniature import skeletons
 from datamodules.miniature.folder import is_miniature
 from datamodules.preparation import prepare
 from datamodules.store import MINIATURE, SkeletonStore, store_folder
@@ -21,7 +23,7 @@ factory(skeletons.write_ntu)
 factory(skeletons.write_ntu120)
 factory(skeletons.write_pku)
 factory(skeletons.write_ucla)
-for writer in (memes.write_memes, crises.write_crises, questions.write_medical, questions.write_easy_vqa):
+for writer in reading.WRITERS:
     factory(writer)
 
 
@@ -61,17 +63,8 @@ def main(config: DictConfig) -> dict:
 def read_corpus(config: DictConfig) -> Corpus:
     """The image-text set `config.corpus` of the folder `config.raw`, or of its miniature, which is written first."""
     chosen = config.corpus
-    folder = store_folder(config.paths.stores, chosen.name, config.raw)
-    raw = Path(config.raw).expanduser()
-    if config.raw in MINIATURE:
-        if chosen.miniature is None:
-            raise InputError(f"{chosen.title}: expected raw=FOLDER, found none, and there is no miniature of it")
-        raw = folder / "raw_files"
-        build(chosen.miniature, folder=raw)
-    corpus: Corpus = build(chosen.reader).read(raw, folder / "images.json")
-    if corpus.miniature:
-        print(f"{corpus.name}: miniature, not {corpus.title}: made-up images and texts in its file format")
-    return corpus
+    miniature = partial(build, chosen.miniature) if chosen.get("miniature") else None
+    return reading.read_corpus(build(chosen.reader), miniature, config.paths.stores, chosen.name, config.raw)
 
 
 def check_corpus(config: DictConfig) -> dict:

@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tracking import artefacts, page, records, report
+from tracking import artefacts, matrix, page, records, report
 from tracking.doors import door
 
 CONF = Path(__file__).parent / "conf"
@@ -18,7 +18,7 @@ def main(config: DictConfig) -> dict:
     found = [one for one in records.find(folder) if one.config["data"]["name"] == config.name]
     targets = CONF / "targets" / f"{config.name}.yaml"
     published: Any = OmegaConf.to_container(OmegaConf.load(targets)) if targets.exists() else {}
-    text = report.write(found, published, config.name, Path(config.paths.reports))
+    text = report.write(found, published, config.name, Path(config.paths.reports), matrix.tables)
     parts = {one.id: artefacts.read(one, folder) for one in found}
     path = page.write(text.read_text(encoding="utf-8"), found, parts, published, text.with_suffix(".html"))
     return {"report": str(path), "tables": str(text), "records": len(found)}

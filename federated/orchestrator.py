@@ -70,12 +70,15 @@ class Orchestrator:
     max_failed: float = 0.5
     ledger: Ledger | None = None
     track_gap: bool = True
+    initial: State = field(init=False, default_factory=dict)
 
     def run(self, on_round: Callable[[dict], None] | None = None) -> FederatedResult:
         """Run or resume; `on_round` is given the record of every round as it is committed.
 
-        Leaves the final global state in the module. Raises TooManyFailuresError, and InputError as the ledger does.
+        Leaves the final global state in the module, and in `initial` what it held before, resumed or not. Raises
+        TooManyFailuresError, and InputError as the ledger does.
         """
+        self.initial = self.adapter.extract()
         progress = (self.ledger.resume() if self.ledger else None) or self._begin()
         self.adapter.validate(progress.shared | progress.fresh)
         while progress.next_round < self.rounds:

@@ -7,7 +7,7 @@ import html
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -94,16 +94,22 @@ class Published:
         return None
 
 
-def write(records: Sequence[Record], targets: Mapping[str, Any], name: str, out: Path) -> Path:
+Matrices = Callable[[Sequence[Group], Published, Mapping[int, int]], Iterable[str]]
+
+
+def write(
+    records: Sequence[Record], targets: Mapping[str, Any], name: str, out: Path, matrices: Matrices | None = None
+) -> Path:
     """Write `out/<name>.md` whole; `targets` as in `conf/targets/*.yaml`, empty where nothing is published.
 
+    matrices: tables of their own for records whose configuration names a `model` (`tracking.matrix.tables`).
     Raises UsageError where there is no record, and for malformed targets or a name that is no plain file name.
     """
     if not records:
         raise UsageError("expected records to report, found none: train and evaluate first")
     if not re.fullmatch(r"[\w-]+", name):
         raise UsageError(f"a report's name is letters, digits, _ and -, found {name!r}")
-    page = "\n\n".join(_page(list(records), Published.of(targets), name)) + "\n"
+    page = "\n\n".join(_page(list(records), Published.of(targets), name, matrices)) + "\n"
     out.mkdir(parents=True, exist_ok=True)
     path, temporary = out / f"{name}.md", out / f".{name}.md.{os.getpid()}"
     temporary.write_text(page, encoding="utf-8")
@@ -111,7 +117,7 @@ def write(records: Sequence[Record], targets: Mapping[str, Any], name: str, out:
     return path
 
 
-def _page(records: list[Record], published: Published, name: str) -> Iterable[str]:
+def _page(records: list[Record], published: Published, name: str, matrices: Matrices | None) -> Iterable[str]:
     records.sort(key=lambda r: (r.data["name"], _kind_order(r.kind), r.method, r.variant, r.setting, r.created))
     numbers = {id(record): number for number, record in enumerate(records, 1)}
     tabled: set[int] = set()
@@ -126,7 +132,11 @@ def _page(records: list[Record], published: Published, name: str) -> Iterable[st
             groups = grouped([r for r in of_data if r.kind == kind], records)
             tabled |= {id(record) for group in groups for record in group.records}
             yield f"### {text(KINDS.get(kind, kind))}"
-            yield _results(groups, published, numbers)
+            apart = [group for group in groups if matrices and "model" in group.first.config]
+            if matrices and apart:
+                yield from matrices(apart, published, numbers)
+            if listed := [group for group in groups if group not in apart]:
+                yield _results(listed, published, numbers)
     yield from _literature(published, beside_miniature=any(r.data["miniature"] for r in records))
     yield from _costs(records, numbers)
     yield from _runs(records, numbers, tabled)

@@ -21,11 +21,27 @@ QUANTISATIONS = ("none", "nf4", "int8")
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank pairs on q, k, v, o of every layer of the language model (FedMLLM: r 8, alpha 8, dropout .05)."""
+    """Low-rank pairs on q, k, v, o of every layer of the language model (FedMLLM: r 8, alpha 8, dropout .05).
+
+    matrices: which of the four; last_layers: only in so many of the last layers, None: all (YOCO: q in the last one).
+    """
 
     rank: int = 8
     alpha: int = 8
     dropout: float = 0.05
+    matrices: Sequence[str] = ("q", "k", "v", "o")
+    last_layers: int | None = None
+
+    def targets(self, model: nn.Module, family: Family) -> list[str]:
+        """Names of the modules that get a pair. Raises InputError where these are none."""
+        reached = [name for name, _ in model.named_modules() if re.fullmatch(family.lora_targets, name)]
+        layer = {name: int(re.findall(r"\.(\d+)\.", name)[-1]) for name in reached}
+        kept = sorted(set(layer.values()))[-self.last_layers if self.last_layers else None :]
+        chosen = [name for name in reached if layer[name] in kept and name.rpartition(".")[2][0] in self.matrices]
+        if not chosen:
+            told = f"modules named {family.lora_targets}, of them {', '.join(self.matrices)}"
+            raise InputError(f"model: expected {told} in {type(model).__name__}, found none; mend the regex")
+        return chosen
 
 
 def frozen_model(family: Family, quantization: str = "none", gradient_checkpointing: bool = False) -> PreTrainedModel:
@@ -70,16 +86,13 @@ def with_lora(model: PreTrainedModel, family: Family, lora: Lora, also_train: Se
     """
     if unknown := sorted(set(also_train) - set(family.parts)):
         raise InputError(f"model: expected also_train of {', '.join(family.parts)}, found {unknown[0]!r}")
-    if not any(re.fullmatch(family.lora_targets, name) for name, _ in model.named_modules()):
-        found = type(model).__name__
-        raise InputError(f"model: expected modules named {family.lora_targets} in {found}, found none; mend the regex")
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         bias="none",
         task_type="CAUSAL_LM",
-        target_modules=family.lora_targets,
+        target_modules=lora.targets(model, family),
         modules_to_save=[family.parts[part] for part in also_train] or None,
     )
     with torch.random.fork_rng():

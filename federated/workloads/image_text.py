@@ -1,0 +1,124 @@
+"""A multimodal LLM as a federation: LoRA on a frozen base, clients whose images and texts are missing or apart."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.image_text.module import ImageTextDataModule
+from datamodules.image_text.reading import WRITERS, read_corpus
+from datamodules.image_text.sample import Corpus
+from federated.data import ClientData
+from federated.export import export
+from federated.orchestrator import Metrics, Orchestrator
+from federated.state import State
+from federated.strategies.base import Strategy
+from lightning_modules.mllm.answers import Asking, answer, score
+from lightning_modules.mllm.module import MultimodalModule
+from tracking.build import build, factory
+
+for writer in WRITERS:
+    factory(writer)
+
+COUNTS = ("unparsable",)  # metrics that are no rates
+ADAPTER = ".adapter"  # ends the name of a PEFT folder
+
+
+class ImageText:
+    """Any family of lightning_modules/mllm on any corpus of datamodules/image_text (`Workload`)."""
+
+    def __init__(self, config: DictConfig):
+        self._config = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        self._family = build(self._config["method"]["family"])
+        corpus = corpus_of(self._config)
+        self.data = ImageTextDataModule(
+            corpus,
+            build(self._config["prompt"]),
+            build(self._config["federated"]["partition"]),
+            build(self._config["modality"]),
+            self._family.encoder(),
+            batch_size=self._config["batch_size"],
+            seed=self._config["seed"],
+            **self._config["sharing"],
+            **self._config["loader"],
+        )
+        self.fingerprint, self.miniature, self.counts = self.data.fingerprint, corpus.miniature, self.data.counts
+        self.base_model = self._family.fingerprint()
+        self._initial: State = {}
+        self._taken: State = {}
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        """That of the data; where the clients' samples are pooled, `sizes` is the one that is left."""
+        told = self.data.manifest()
+        return told | {"sizes": told["held"]}
+
+    @property
+    def clients(self) -> ClientData:
+        return self.data
+
+    @property
+    def rate(self) -> Callable[[int, int], float]:
+        return build(self._config["federated"]["rate"])
+
+    def module(self) -> pl.LightningModule:
+        pl.seed_everything(self._config["seed"], verbose=False)
+        module = build(self._config["method"], family=self._family)
+        if start := build(self._config["federated"]["start"]):
+            self._taken = start(module)
+        return module
+
+    def evaluate(self, module: MultimodalModule) -> Metrics:
+        """The test sets under every condition: `auc_hard` shows both modalities, `auc_hard, text only` the text.
+
+        A corpus's further sets stand in front: `slake: overall`. Rates in per cent, unparsable answers counted.
+        """
+        found: Metrics = {}
+        asking = self._asking
+        for side in self._config["tested"]:
+            samples = {sample.id: sample for sample in self.data.samples(side)}
+            for condition in self._config["conditions"]:
+                answers = answer(module, self.data.ordered(side, condition), asking)
+                for name, value in score(answers, samples, asking).items():
+                    rate = value if name in COUNTS else 100 * value
+                    found[_named(name, side, condition)] = rate
+        return found
+
+    @property
+    def _asking(self) -> Asking:
+        prompts, options = self.data.prompts, self.data.corpus.options
+        said = prompts.answers(options) if options else ()
+        return Asking(said, lettered=prompts.lettered, **self._config["asking"])
+
+    def row(self, strategy: Strategy) -> dict[str, str]:
+        """The row of the published tables: what the configuration names, else the server rule."""
+        federated = self._config["federated"]
+        return {"method": federated["row"] or type(strategy).__name__.lower(), "variant": federated["variant"]}
+
+    def save(self, folder: Path, orchestrator: Orchestrator, models: dict[str, State]) -> None:
+        """Export every model as a PEFT folder; without a round there is nothing but the base to keep."""
+        if orchestrator.rounds == 0:
+            return
+        for name, state in models.items():
+            orchestrator.adapter.load(state)
+            path = folder / f"{name.replace(' ', '_')}{ADAPTER}"
+            export(orchestrator.module, path, orchestrator.initial, state, self._taken)
+
+    def saved(self, folder: Path) -> dict[str, str]:
+        return {path.stem: str(path) for path in sorted(folder.glob(f"*{ADAPTER}"))}
+
+
+def corpus_of(config: Mapping[str, Any]) -> Corpus:
+    """The corpus of the configured raw folder, or of its miniature."""
+    chosen = config["corpus"]
+    miniature = partial(build, chosen["miniature"]) if chosen.get("miniature") else None
+    stores = Path(config["paths"]["stores"])
+    return read_corpus(build(chosen["reader"]), miniature, stores, chosen["name"], config["raw"])
+
+
+def _named(metric: str, side: str, condition: str) -> str:
+    shown = metric if condition == "both" else f"{metric}, {condition}"
+    return shown if side == "test" else f"{side}: {shown}"

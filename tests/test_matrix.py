@@ -1,0 +1,105 @@
+"""FedMLLM's tables: a row a method, a column a setting, never two models in one, published rows below a line."""
+
+import re
+
+from tracking import matrix, report
+from tracking.records import Record
+
+TARGETS = {
+    "data": "Hateful Memes",
+    "titles": {"fedavg": "FedAvg", "fedyogi": "FedYogi", "alpha_05": "alpha .5", "missing_50": "missing 50 %"},
+    "unknown": [],
+    "sources": {"paper": "a paper, with a large model"},
+    "numbers": [
+        {"method": "fedyogi", "kind": "federated", "metric": "auc_hard", "source": "paper",
+         "values": {"alpha_05": 74.32, "missing_50": 75.12, "alpha_5": 75.74}},
+    ],
+}  # fmt: skip
+
+
+def record(method, split, auc, model="Tiny", miniature=True, variant="", seed=1) -> Record:
+    title = "Hateful Memes"
+    return Record(
+        kind="federated",
+        key=f"{method} {variant} {split} {model} {seed}",
+        experiment="fedmllm",
+        method=method,
+        variant=variant,
+        metrics={"accuracy": auc - 1, "auc_hard": auc, "auc_hard, text only": 50.0, "bytes_up": 8e6, "failed": 1.0},
+        config={"model": {"title": model}, "data": {"name": "fedmllm_hateful_memes"}, "seed": seed},
+        data={"name": f"miniature, not {title}" if miniature else title, "fingerprint": "f", "miniature": miniature,
+              "split": split, "counts": {"train": 8}},
+        seeds={"seed": seed},
+        seconds=2.0,
+    )  # fmt: skip
+
+
+def page(records, tmp_path) -> str:
+    return report.write(records, TARGETS, "fedmllm_hateful_memes", tmp_path, matrix.tables).read_text()
+
+
+def lines_of(page: str, title: str) -> list[str]:
+    """The table below a heading."""
+    below = page.split(f"#### {title}\n", 1)[1]
+    return [line for line in below.split("\n#", 1)[0].splitlines() if line.startswith("|")]
+
+
+def cells(line: str) -> list[str]:
+    return [re.sub(r" ?\[\d+\]\(#run-\d+\)", "", cell).strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_row_a_method_and_a_column_a_setting(tmp_path):
+    records = [
+        record("fedyogi", "missing_50", 61.0),
+        record("fedavg", "alpha_05", 70.0),
+        record("fedavg", "missing_50", 60.0),
+        record("fedyogi", "missing_50", 63.0, variant="modality-agnostic prompt"),
+    ]
+    head, _, *rows = lines_of(page(records, tmp_path), r"auc\_hard")
+    assert cells(head) == ["row", "alpha .5", "missing 50 %"]
+    assert [cells(row) for row in rows] == [
+        ["FedAvg", "70.00", "60.00"],
+        ["FedYogi", "", "61.00"],
+        ["FedYogi, modality-agnostic prompt", "", "63.00"],
+    ]
+
+
+def test_seeds_share_a_cell_and_link_their_runs(tmp_path):
+    records = [record("fedavg", "alpha_05", 70.0, seed=1), record("fedavg", "alpha_05", 74.0, seed=2)]
+    *_, row = lines_of(page(records, tmp_path), r"auc\_hard")
+    assert "72.00 ± 2.83" in row and row.count("](#run-") == 2
+
+
+def test_a_miniature_stands_without_published_rows(tmp_path):
+    text = page([record("fedavg", "alpha_05", 70.0)], tmp_path)
+    ours = text.split("## Published on")[0]
+    assert "on a miniature" in ours and "74.32" not in ours
+    assert "**Not comparable** with the numbers of a miniature." in text and "74.32" in text
+
+
+def test_real_data_stand_above_a_line_and_below_it_another_model(tmp_path):
+    rows = lines_of(page([record("fedyogi", "alpha_05", 60.0, miniature=False)], tmp_path), r"auc\_hard")[2:]
+    assert cells(rows[0])[:2] == ["FedYogi", "60.00"]
+    assert "published, with another and larger model" in rows[1] and "60.00" not in rows[1]
+    # Only the settings that were run: 75.74 and 75.12 belong to others.
+    assert cells(rows[2]) == ["FedYogi", "74.32", "a paper, with a large model"]
+
+
+def test_models_are_never_mixed(tmp_path):
+    text = page([record("fedavg", "alpha_05", 70.0), record("fedavg", "alpha_05", 80.0, model="Large")], tmp_path)
+    tiny, large = text.split("#### Model: Large")[0], text.split("#### Model: Large")[1]
+    assert "70.00" in tiny and "80.00" not in tiny and "80.00" in large.split("## What stands behind")[0]
+
+
+def test_hidden_modalities_and_failures_have_tables_of_their_own(tmp_path):
+    text = page([record("fedavg", "alpha_05", 70.0)], tmp_path)
+    assert "50.00" in lines_of(text, r"auc\_hard, text only: what test samples show")[2]
+    head, _, row = lines_of(text, "Rounds, bytes, failures")
+    told = dict(zip(cells(head), cells(row), strict=True))
+    assert told["failed"] == "1" and told[r"bytes\_up"] == "8e+06"
+
+
+def test_other_federations_keep_the_long_table(tmp_path):
+    skeleton = record("sds_cl", "xsub", 50.0)
+    skeleton.config.pop("model")
+    assert "| split | row | measure |" in page([skeleton, record("fedavg", "alpha_05", 70.0)], tmp_path)

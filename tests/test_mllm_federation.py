@@ -1,0 +1,207 @@
+"""federate.py on a multimodal LLM: rows, exports, equalities, kill -9; all with a random model and a few memes."""
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from peft import PeftModel
+from toy_federation import same
+from toy_mllm import TWO_ROUNDS, composed, write_model
+from transformers import LlavaForConditionalGeneration
+
+import federate
+from datamodules.errors import InputError
+from federated.adapter import Adapter
+from federated.client import Client
+from federated.ledger import Ledger
+from federated.seeding import seed_of, seeded
+from tracking import records
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    write_model(root / "model")
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings(root):
+    """Composing takes longer than these rounds, so it is done once."""
+    return composed(root, "federated/strategy=fedyogi", "federated.strategy.eta=0.01", *TWO_ROUNDS)
+
+
+def launched(settings, *overrides: str) -> dict:
+    return federate.main.run(OmegaConf.merge(settings, OmegaConf.from_dotlist(list(overrides))))
+
+
+def elsewhere(folder: Path) -> list[str]:
+    return [f"paths.runs={folder}/runs", f"paths.records={folder}/records"]
+
+
+def state_of(result: dict, settings) -> dict:
+    return Ledger(Path(result["folder"]) / "ledger.safetensors", result["key"]).resume().shared
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(settings):
+    return launched(settings)
+
+
+def test_a_record_says_what_was_exchanged_and_how_it_answers(root, settings, uninterrupted):
+    (record,) = records.find(root / "records", key=uninterrupted["key"])
+    assert (record.kind, record.method, record.variant) == ("federated", "fedyogi", "")
+    assert record.data["split"] == "missing_50" and record.data["name"] == "miniature, not Hateful Memes"
+    size = sum(tensor.nbytes for tensor in state_of(uninterrupted, settings).values())
+    # Two layers of width 16 with two heads of 8, one of keys and values: r 8 in and out of q, k, v, o, float32.
+    assert size == 2 * 8 * ((16 + 16) + (16 + 8) + (16 + 8) + (16 + 16)) * 4
+    assert record.metrics["bytes_up"] == record.metrics["bytes_down"] == 2 * 2 * size
+    assert record.metrics["failed"] == 0 and record.metrics["lora_gap"] >= 0
+    conditions = {name.partition(", ")[2] for name in record.metrics if name.startswith("auc_probability")}
+    assert conditions == {"", "image only", "text only", "neither"}
+    # Without anything to see every meme gets the same score.
+    assert record.metrics["auc_probability, neither"] == 50
+
+
+def test_the_export_is_what_peft_loads(root, uninterrupted):
+    (path,) = uninterrupted["checkpoint"].values()
+    base = LlavaForConditionalGeneration.from_pretrained(root / "model").eval()
+    ids = torch.arange(5, 17)[None]
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+        after = PeftModel.from_pretrained(base, path).eval()(input_ids=ids).logits
+    assert (after - before).abs().max() > 1e-4
+
+
+class Killed(Exception):
+    pass
+
+
+def doomed(settings, overrides) -> None:
+    """The federation, killed in its second round."""
+    runs, calls = Client.run, []
+
+    def run(client, task):
+        calls.append(task)
+        if len(calls) == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return runs(client, task)
+
+    Client.run = run
+    launched(settings, *overrides)
+
+
+def test_kill_9_and_a_relaunch_give_the_uninterrupted_bytes(settings, uninterrupted, tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=doomed, args=(settings, elsewhere(tmp_path)))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert not list(tmp_path.rglob("records/*.json")) and list(tmp_path.rglob("ledger.safetensors"))
+    resumed = launched(settings, *elsewhere(tmp_path))
+    assert same(state_of(resumed, settings), state_of(uninterrupted, settings))
+    compared = {name: value for name, value in resumed.items() if name not in ("folder", "checkpoint")}
+    assert compared == {name: uninterrupted[name] for name in compared}
+
+
+def test_one_client_for_one_round_is_centralised_training(root, tmp_path):
+    settings = composed(root, "row=centralised")
+    result = launched(settings, *elsewhere(tmp_path))
+    assert (result["rounds"], result["clients"]) == (1, 1)
+    run = federate.Run.of(settings)
+    module, seed = run.workload.module(), seed_of(settings.seed, 0, 0)
+    module.seed = seed
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with seeded(seed):
+        trainer = pl.Trainer(max_epochs=2, accelerator="cpu", gradient_clip_val=1.0, **options)
+        trainer.fit(module, run.workload.data.train_dataloader(0, seed))
+    # On the way to the server the mean of one is taken in float64, weighted by the samples.
+    for name, tensor in Adapter(module).extract().items():
+        assert torch.allclose(tensor, state_of(result, settings)[name], rtol=0, atol=1e-7), name
+
+
+def test_equal_clients_are_as_one(root, tmp_path):
+    """Every client is shown the same memes in the same order, so their mean is the one's."""
+
+    def run(clients: int, folder: Path) -> dict:
+        settings = composed(root, "row=centralised", f"paths.runs={folder}/runs", f"paths.records={folder}/records")
+        made = federate.Run.of(settings)
+        orchestrator = federate.federation(made)
+        data = made.workload.data
+        orchestrator.engine._client._data = type("Alike", (), {
+            "num_samples": lambda self, client: data.num_samples(0),
+            "train_dataloader": lambda self, client, seed: data.train_dataloader(0, 7),
+        })()  # fmt: skip
+        for dropout in (m for m in orchestrator.module.modules() if isinstance(m, torch.nn.Dropout)):
+            dropout.p = 0.0
+        orchestrator.clients, orchestrator.evaluate, orchestrator.ledger = clients, None, None
+        return orchestrator.run().models["global"]
+
+    one, three = run(1, tmp_path / "1"), run(3, tmp_path / "3")
+    assert all(torch.allclose(one[name], three[name], rtol=0, atol=1e-6) for name in one)
+
+
+def test_batch_one_accumulated_over_four_is_a_batch_of_four(settings, tmp_path):
+    def run(batch: int, accumulated: int, folder: Path) -> dict:
+        overrides = [f"batch_size={batch}", f"trainer.accumulate_grad_batches={accumulated}", "federated.rounds=1"]
+        shorter = ["method.lora.dropout=0.0", "prompt.answer=yes {name}", *elsewhere(folder)]
+        return state_of(launched(settings, *overrides, *shorter), settings)
+
+    # Answers have as many tokens in every row, so the mean over tokens is the mean over rows.
+    four, ones = run(4, 1, tmp_path / "4"), run(1, 4, tmp_path / "1")
+    assert all(torch.allclose(four[name], ones[name], rtol=0, atol=1e-5) for name in four)
+    assert not same(four, run(2, 1, tmp_path / "2"))
+
+
+def test_local_models_stay_with_their_clients(root, tmp_path):
+    result = launched(composed(root, "row=local", "federated.rounds=2", *elsewhere(tmp_path)))
+    assert sorted(result["checkpoint"]) == ["client_0", "client_1", "client_2"] and result["bytes_up"] == 0
+    (record,) = records.find(tmp_path / "records")
+    assert record.method == "local"
+    assert {f"auc_hard @ client {n}" for n in range(3)} <= record.curves.keys()
+
+
+def test_zero_shot_measures_the_base_and_keeps_no_adapter(root, tmp_path, capsys):
+    settings = composed(root, "row=zero_shot", *elsewhere(tmp_path))
+    result = launched(settings)
+    assert result["checkpoint"] == {} and result["rounds"] == 0
+    assert launched(settings) == result and "found" in capsys.readouterr().out
+    (record,) = records.find(tmp_path / "records")
+    assert record.method == "zero_shot"
+
+
+def test_one_shot_sends_the_last_query_once(root, tmp_path):
+    result = launched(composed(root, "row=one_shot", "federated.epochs=1", *elsewhere(tmp_path)))
+    assert result["rounds"] == 1 and result["bytes_up"] == 3 * 8 * (16 + 16) * 4
+    (record,) = records.find(tmp_path / "records")
+    assert (record.method, record.variant) == ("oneshot", "YOCO Init+BA")
+    assert "train/sign_agreement @ client 0" in record.curves and "train/sparsity @ client 0" in record.curves
+
+
+def test_the_agnostic_prompt_is_asked_in_training_and_testing(root):
+    plain, agnostic = (federate.Run.of(composed(root, *row)) for row in ([], ["row=prompt"]))
+    assert plain.key != agnostic.key
+    assert "picture" in plain.workload.data.prompts.ask("x", ("no", "yes"))
+    assert "picture" not in agnostic.workload.data.prompts.ask("x", ("no", "yes"))
+    assert agnostic.workload.row(federate.build({"_target_": "federated.strategies.fedyogi.FedYogi"})) == {
+        "method": "fedyogi",
+        "variant": "modality-agnostic prompt",
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["method.lora.matrices=[x]"], "expected modules named .* found none"),
+        (["conditions=[blindfolded]"], "expected a condition of both, image only"),
+        (["tested=[train set]"], "found 'train set'"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(settings, tmp_path, overrides, told):
+    with pytest.raises(InputError, match=told) as raised:
+        launched(settings, "federated.rounds=0", *overrides, *elsewhere(tmp_path))
+    assert "\n" not in str(raised.value)

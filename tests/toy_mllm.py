@@ -1,0 +1,36 @@
+"""A vision-language model of a few thousand parameters and a few dozen memes, for federations of seconds."""
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from lightning_modules.mllm import tiny_model
+
+CONF = Path(__file__).parents[1] / "conf"
+SIZE = tiny_model.Size(side=64, patch=32, vision_width=16, vision_layers=1, width=16, layers=2, heads=2, vocabulary=300)
+SMALL = [
+    "scale=mini",
+    "trainer.accelerator=cpu",
+    "corpus.miniature.train=80",
+    "corpus.miniature.dev=4",
+    "corpus.miniature.test=16",
+    "federated.partition.clients=3",
+    "federated.partition.alpha=5",
+    "federated.passes=2",
+    "batch_size=8",
+]
+TWO_ROUNDS = ["federated.per_round=2", "federated.rounds=2"]
+
+
+def write_model(folder: Path, seed: int = 0) -> Path:
+    """Files of a model with random weights."""
+    words = tiny_model.tokenizer(["meme : a dinner , harmful ? yes no with its picture"] * 3, SIZE.vocabulary)
+    tiny_model.save(folder, tiny_model.model(words, SIZE, seed), tiny_model.processor(words, SIZE))
+    return folder
+
+
+def composed(root: Path, *overrides: str, experiment: str = "fedmllm/hateful_memes_missing_50"):
+    """The configuration of a small federation whose model is `root`/model and whose outputs lie below `root`."""
+    settings = [f"experiment={experiment}", *SMALL, f"method.family.source={root / 'model'}"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("federate", [*settings, f"paths.root={root}", f"paths.reports={root}/reports", *overrides])
