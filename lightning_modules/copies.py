@@ -99,6 +99,6 @@ def alike(*inputs: Tensor) -> Rows | None:
 
 
 def countable(network: nn.Module) -> bool:
-    """Whether every batch norm of `network` can count: SyncBatchNorm, which takes their place on GPUs, cannot."""
+    """Whether every batch norm of `network` can count: those that see other processes cannot."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     return all(isinstance(norm, CountedBatchNorm2d) for norm in norms)
