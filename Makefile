@@ -75,5 +75,13 @@ reproduce-pku: $(STAMP) ## PKU-MMD, phases 1 and 2: the same chain of each [PKU1
 	$(call chain,pku1,$(PKU1_RAW),$(call both,pku1/scd_net_xsub,pku1/scd_net_xview),$(FRACTIONS))
 	$(call chain,pku2,$(PKU2_RAW),$(call both,pku2/scd_net_xsub,pku2/scd_net_xview),$(FRACTIONS))
 
-reproduce-ucla: $(STAMP) ## NW-UCLA: the same chain [UCLA_RAW=folder scale=cpu]
-	$(call chain,ucla,$(UCLA_RAW),ucla/sds_cl,0.05$(comma)0.15$(comma)0.3$(comma)0.4)
+UCLA_PRETRAINED := ucla/sds_cl,ucla/scd_net,ucla/a2mc$(if $(filter true,$(full)),$(comma)ucla/a2mc_released$(comma)ucla/skeleton_clr)
+UCLA_FRACTIONS := 0.05,0.15,0.3,0.4
+
+reproduce-ucla: $(STAMP) ## NW-UCLA: every method, at 5, 15, 30 and 40 labelled clips a class [UCLA_RAW=folder full=true scale=cpu]
+	$(BIN)/python prepare.py data=ucla $(if $(UCLA_RAW),raw='$(UCLA_RAW)')
+	$(BIN)/python train.py -m experiment=$(UCLA_PRETRAINED) $(call sizes,$(UCLA_RAW)) $(ARGS)
+	$(BIN)/python train.py -m experiment=ucla/psp,ucla/psp_ce labelled.fraction=$(UCLA_FRACTIONS) $(call sizes,$(UCLA_RAW)) $(ARGS)
+	$(BIN)/python eval.py -m experiment=$(UCLA_PRETRAINED) protocol=knn,linear,supervised $(call sizes,$(UCLA_RAW)) $(ARGS)
+	$(BIN)/python eval.py -m experiment=ucla/sds_cl protocol=semi protocol.fraction=$(UCLA_FRACTIONS) $(call sizes,$(UCLA_RAW)) $(ARGS)
+	$(BIN)/python report.py name=ucla
