@@ -85,7 +85,8 @@ def vocabulary_texts() -> list[str]:
     """What the tiny model's tokenizer is trained on: every word of the questions and answers, and common ones."""
     rng = np.random.default_rng(0)
     words = [*COLOURS, *SHAPES, *SIZES, *COMMON.split()]
-    things = [Thing(s, c, 20, 20, 8) for s in SHAPES for c in COLOURS]
+    corners = [(x, y) for x in (20, 44) for y in (20, 44)]
+    things = [Thing(s, c, *at, radius) for s in SHAPES for c in COLOURS for at in corners for radius in (8, 15)]
     asked = [f"{prompt} {answer}" for thing in things for _, prompt, answer in ask_all(thing, rng)]
     # A word at the beginning of a prompt stands without a blank before it.
-    return asked + [f"{word} {word} {word}" for word in words for _ in range(50)]
+    return asked + [f"{word} {word} {word}" for word in words for _ in range(200)]

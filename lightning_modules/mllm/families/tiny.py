@@ -1,15 +1,24 @@
 """The embedded default: a LLaVA of a million parameters (SigLIP and Llama), made on this machine."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
 from lightning_modules.mllm.families.base import Family
+from lightning_modules.mllm.tiny_base import Recipe, tiny_base
 
 
 @dataclass(frozen=True)
 class Tiny(Family):
-    """A model of `lightning_modules.mllm.tiny_model`: image, prompt, a blank, answer."""
+    """Asked without ceremony: image, prompt, a blank, answer.
+
+    source: a folder; empty: the base trained by `recipe`, made below `cache` when it is first asked for.
+    """
+
+    source: str = ""
+    cache: str = "outputs/models"
+    recipe: Recipe = Recipe()  # noqa: RUF009 - frozen
 
     architecture = LlavaForConditionalGeneration
 
@@ -18,3 +27,6 @@ class Tiny(Family):
 
     def answer(self, answer: str) -> str:
         return f" {answer}"
+
+    def folder(self) -> str:
+        return self.source or str(tiny_base(self.recipe, Path(self.cache)))
