@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint constraints clean reproduce-ntu60 reproduce-ntu120 reproduce-pku \
+.PHONY: help install test test-all lint constraints clean reproduce-ntu60 reproduce-ntu120 reproduce-pku \ report dashboards
   reproduce-ucla
 
 help: ## list the targets
@@ -37,10 +37,16 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/mypy
 
 constraints: $(STAMP) ## write constraints.txt anew from what .venv holds with all extras
-	$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -e '.[flower,sweeps,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -e '.[flower,sweeps,dashboards,dev]'
 	@{ echo "# Exact versions that hold for every extra together (Python 3.11). Written by: make constraints"; \
 	  $(BIN)/pip freeze --exclude-editable | grep -viE '^(pip|setuptools|wheel|skelfed)\b' | sed 's/+.*$$//'; } > constraints.new
 	@mv constraints.new constraints.txt && touch $(STAMP)
+
+report: $(STAMP) ## write reports/*.html and *.md again from the records [NAME=ntu60]
+	$(BIN)/python report.py name=$(or $(NAME),ntu60)
+
+dashboards: $(STAMP) ## create or update the W&B workspaces of conf/dashboards.yaml [ENTITY=team PROJECT=skelfed]
+	$(BIN)/python -m tracking.dashboards $(ENTITY) $(PROJECT)
 
 clean: ## remove what runs have written (outputs/, reports/), not .venv
 	rm -rf outputs reports

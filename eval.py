@@ -23,7 +23,7 @@ from lightning_modules.evaluation.fusion import fused
 from lightning_modules.evaluation.measured import confusion, top1
 from lightning_modules.evaluation.subject import Subject
 from lightning_modules.fitting import weights_digest
-from tracking import artefacts, identity, memory, records
+from tracking import artefacts, identity, loggers, memory, records, showing
 from tracking.build import build
 from tracking.doors import door
 from train import Run, announce, plain, record_of, set_aside, share, store_labels, stream, titled
@@ -195,7 +195,25 @@ def measure(evaluation: Evaluation, subject: Subject) -> Row:
     # A protocol with parts of its own shows those.
     artefacts.write(record, folder, result.parts or {"confusion": {"matrix": confusion(result.scores)}})
     records.write(record, folder)
+    if config.logger.mode != "disabled":
+        watched(evaluation, record, work)
     return record, result.scores
+
+
+def watched(evaluation: Evaluation, record: records.Record, work: Path) -> None:
+    """The result as a run of its own in W&B."""
+    config = evaluation.config
+    tags = [record.method, config.data.name, record.data["split"], record.variant, record.setting]
+    with loggers.make(
+        work,
+        key=record.key,
+        experiment=record.experiment,
+        job_type=record.kind,
+        tags=list(filter(None, tags)),
+        config=identity.stripped(record.config),
+        **config.logger,
+    ) as sinks:
+        showing.tell(sinks, record, artefacts.read(record, Path(config.paths.records)))
 
 
 def scores_of(record: records.Record, folder: Path) -> Path:
@@ -278,6 +296,7 @@ def main(config: DictConfig) -> dict[str, Any]:
             "the number of devices is no part of a run's settings"
         )
     rows = evaluate_fused(config) if config.get("fuse") else evaluate(config)[1]
+    print(f"records: {config.paths.records}; python report.py name={config.data.name} shows them")
     return {name or "trained": record.metrics[config.protocol.headline] for name, (record, _) in rows.items()}
 
 

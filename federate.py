@@ -222,11 +222,18 @@ def rounds(run: Run, orchestrator: Orchestrator) -> FederatedResult:
         key=run.key,
         experiment=f"{config['data']['name']}/{config['name']}",
         job_type="federated",
-        tags=[config["name"], config["data"]["name"], config["data"]["split"]],
+        tags=tags(run),
         config=identity.stripped(config),
         **config["logger"],
     ) as sinks:
         return orchestrator.run(Watch(name, orchestrator.rounds, sinks))
+
+
+def tags(run: Run) -> list[str]:
+    """By which the run is found in W&B: method, data, protocol, scenario, strategy."""
+    config, federated = run.config, run.federated
+    strategy = str(federated["strategy"]["_target_"]).rpartition(".")[2]
+    return [config["name"], config["data"]["name"], config["data"]["split"], f"by {federated['by']}", strategy]
 
 
 def told(run: Run, record: records.Record) -> dict:

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,14 +17,16 @@ from datamodules.errors import InputError
 from datamodules.prepared import make_data
 from datamodules.skeleton import SkeletonDataModule
 from lightning_modules.base import SkeletonModule
+from lightning_modules.callbacks.clip_views import ClipViews
 from lightning_modules.callbacks.online_knn import OnlineKNN
+from lightning_modules.callbacks.vitals import Vitals
 from lightning_modules.fitting import CHECKPOINT, epochs_done, fit, read_checkpoint
-from tracking import identity, loggers, memory, processes, records
+from tracking import identity, loggers, memory, pictures, processes, records
 from tracking.build import build
 from tracking.doors import door
 
 # What evaluation adds to the configuration, and what only watches: neither changes what is trained.
-NOT_TRAINED = ("protocol", "fuse", "target", "finetune", "linear", "scale", "knn_every")
+NOT_TRAINED = ("protocol", "fuse", "target", "finetune", "linear", "scale", "knn_every", "clips_every")
 
 
 @dataclass(frozen=True)
@@ -127,19 +130,18 @@ def main(config: DictConfig) -> dict:
         store_labels(run.data, run.data.labelled.fraction, run.folder)
     started = time.monotonic()
     memory.reset_peak()
-    hooks = [OnlineKNN(config.knn_every, seed=config.seed)] if config.knn_every else []
     title = f"{config.name} on {config.data.name}"
     with loggers.make(
         run.folder,
         key=run.key,
         experiment=f"{config.data.name}/{config.name}",
-        job_type="train",
-        tags=[config.name, config.data.name, config.data.split],
+        job_type="pretrain" if run.data.labelled is None else "semi",
+        tags=list(filter(None, [config.name, config.data.name, config.data.split, stream(run.config)])),
         config=identity.stripped(run.config),
         **config.logger,
     ) as sinks:
         trainer, again = run.config["trainer"], not config.fresh
-        history = fit(run.module(), run.data, run.folder, trainer, config.seed, title, sinks, hooks, again)
+        history = fit(run.module(), run.data, run.folder, trainer, config.seed, title, sinks, watching(run), again)
     best = {name: history.best(name) for name in history.last() if name.startswith("test/")}
     record = run.record(
         kind="train",
@@ -154,6 +156,18 @@ def main(config: DictConfig) -> dict:
     if first:
         store(run, record)
     return {"key": run.key, "folder": str(run.folder), **record.metrics}
+
+
+def watching(run: Run) -> list[pl.Callback]:
+    """What only watches the training."""
+    config, topology = run.config, run.data.store.topology
+    hooks: list[pl.Callback] = [Vitals()]
+    if config["knn_every"]:
+        hooks.append(OnlineKNN(config["knn_every"], seed=config["seed"]))
+    if config["clips_every"]:
+        draw = partial(pictures.clips, bones=topology.bones, up=topology.up[0], upward=topology.up[1])
+        hooks.append(ClipViews(config["clips_every"], draw, run.folder / "clips"))
+    return hooks
 
 
 def store(run: Run, record: records.Record) -> None:

@@ -62,6 +62,11 @@ class SkeletonTopology:
             order[left], order[right] = right, left
         return tuple(order)
 
+    @property
+    def up(self) -> tuple[int, int]:
+        """The axis that points upwards in prepared clips, and 1, or -1 where it counts downwards as in an image."""
+        return (1, -1) if self.agcn_axes is None else (2, 1)
+
     def inward(self) -> np.ndarray:
         """(V, V) 0/1 matrix with a one at [parent, child]: the parent collects the child."""
         matrix = np.zeros((self.num_joints, self.num_joints), dtype=np.float32)

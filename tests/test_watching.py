@@ -110,7 +110,7 @@ def test_a_gif_has_a_panel_a_view_and_moves(tmp_path):
     view = source.normal(size=(3, 7, 25, 2))
     view[..., 1] = 0
     path = tmp_path / "deep" / "clip.gif"
-    pictures.clips({"clip": view, "attacked": view[:, :4]}, NTU25.bones, 2, 1, path)
+    pictures.clips({"clip": view, "attacked": view[:, :4]}, path, NTU25.bones, 2, 1)
     picture = Image.open(path)
     assert picture.size == (2 * pictures.PANEL, pictures.PANEL + pictures.TITLE) and picture.n_frames == 7
     first = np.asarray(picture.convert("RGB")).copy()

@@ -49,7 +49,7 @@ def _each(
         for group in grouped(having, records):
             for record in group.records:
                 seed = f", seed {record.seeds['seed']}" if len(group.records) > 1 and "seed" in record.seeds else ""
-                yield draw(parts[record.id][part], f"{heading(record)}: {label(group, published)}{seed}", record)
+                yield draw(parts[record.id][part], f"{label(group, published)}{seed}", record)
 
 
 def heading(record: Record) -> str:
@@ -129,15 +129,21 @@ def _metric_order(name: str) -> tuple[int, str]:
 
 def _confusion(part: Parts, title: str, record: Record) -> str:
     counts = np.asarray(part["matrix"], dtype=np.float64)
+    occur = np.flatnonzero(counts.sum(0) + counts.sum(1))  # a miniature has a sixth of the labels
+    counts = counts[np.ix_(occur, occur)]
     totals = counts.sum(1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     wrong = shares - np.diag(np.diag(shares))
     rows, columns = np.unravel_index(np.argsort(-wrong, axis=None)[:NAMED], wrong.shape)
-    told = [f"{r} for {c} ({100 * wrong[r, c]:.0f} %)" for r, c in zip(rows, columns, strict=True) if wrong[r, c] > 0]
-    note = f"Share of the clips of each label, from dark (0) to bright (1); {int(counts.sum())} test clips."
+    told = [
+        f"{occur[r]} for {occur[c]} ({100 * wrong[r, c]:.0f} %)"
+        for r, c in zip(rows, columns, strict=True)
+        if wrong[r, c] > 0
+    ]
+    note = f"{heading(record)}. Share of each label's clips, dark 0 to bright 1; {int(counts.sum())} test clips."
     if told:
         note += f" Taken most often: {', '.join(told)}."
-    body = plots.matrix(shares, "label, from 0", "answer", f"Confusion matrix, {title}")
+    body = plots.matrix(shares, occur.tolist(), "label, from 0", "answer", f"Confusion matrix, {title}")
     return figure(body, title, note)
 
 
@@ -149,7 +155,9 @@ def _points(part: Parts, title: str, record: Record) -> str:
     body = plots.scatter(xy, labels, classes, part["names"], f"Embedding, {title}")
     legend = plots.points_legend([f"label {one}" for one in classes], rest)
     return figure(
-        body + legend, title, f"{part['method']} of {len(xy)} of {part['of']} test clips; distances say little."
+        body + legend,
+        title,
+        f"{record.data['name']}. {part['method']} of {len(xy)} of {part['of']} test clips; distances say little.",
     )
 
 
@@ -159,7 +167,7 @@ def _player(part: Parts, title: str, record: Record) -> str:
     canvas = (
         f'<canvas tabindex="0" role="img" aria-label="{escaped(f"Clips, {title}")}"></canvas><p class="note"></p></div>'
     )
-    note = "Drag to turn; tap a joint to see where it looks. In blue the nearest training clips."
+    note = f"{record.data['name']}. Drag to turn; tap a joint to see where it looks. Blue: the nearest training clips."
     return figure(f"{controls}{canvas}{json_block(name, part)}", title, note, wide=True)
 
 

@@ -48,11 +48,11 @@ def drawn(figure: Figure) -> Image.Image:
     return Image.open(file)
 
 
-def clips(views: Mapping[str, np.ndarray], bones: Sequence[tuple[int, int]], up: int, upward: int, path: Path) -> None:
+def clips(views: Mapping[str, np.ndarray], path: Path, bones: Sequence[tuple[int, int]], up: int, upward: int) -> None:
     """Write views of one clip, (C, T, V, M) each, side by side as a GIF.
 
-    up: which axis points upwards; upward: 1, or -1 where it counts downwards. All views keep one scale, that of the
-    first where it is large enough; a view of other length is played at the first one's times.
+    up: which axis points upwards; upward: 1, or -1 where it counts downwards. Each view fills its panel, and a short
+    one is played as long as the longest.
     """
     flat = {name: _flat(view, up, upward) for name, view in views.items()}
     frames = max(len(view) for view in flat.values())

@@ -193,9 +193,9 @@ def scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[int], name
     return written(svg)
 
 
-def matrix(values: np.ndarray, row_name: str, column_name: str, title: str) -> str:
-    """Shares (R, C) between 0 and 1, dark for 0 and bright for 1; rows and columns are numbered from 0."""
-    rows, columns = values.shape
+def matrix(values: np.ndarray, names: Sequence[object], row_name: str, column_name: str, title: str) -> str:
+    """Shares (N, N) between 0 and 1, dark for 0, bright for 1; names: of the rows and of the columns alike."""
+    rows = columns = len(names)
     size, left, bottom = 360, 46, 40
     svg = canvas(size + left + 8, size + bottom + 8, title)
     picture = element(svg, "image", x=left, y=4, width=size, height=size, preserveAspectRatio="none")
@@ -204,10 +204,10 @@ def matrix(values: np.ndarray, row_name: str, column_name: str, title: str) -> s
     step = max(1, math.ceil(max(rows, columns) / 12))
     for number in range(0, columns, step):
         x = left + (number + 0.5) * size / columns
-        element(svg, "text", str(number), x=x, y=size + 18, text_anchor="middle")
+        element(svg, "text", str(names[number]), x=x, y=size + 18, text_anchor="middle")
     for number in range(0, rows, step):
         y = 4 + (number + 0.5) * size / rows
-        element(svg, "text", str(number), x=left - 5, y=y + 4, text_anchor="end")
+        element(svg, "text", str(names[number]), x=left - 5, y=y + 4, text_anchor="end")
     element(svg, "text", column_name, x=left + size / 2, y=size + 38, text_anchor="middle")
     name = element(svg, "text", row_name, x=0, y=0, text_anchor="middle")
     name.set("transform", f"translate(12 {4 + size / 2:g}) rotate(-90)")

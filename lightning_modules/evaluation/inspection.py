@@ -85,12 +85,12 @@ class Inspection:
             note = f"Label {label}, counted from 0; the nearest training clips have {told}."
             clip = _one(subject, test.ids[position])
             shown.append({"title": title, "note": note, "neighbours": others} | look_at(module, clip))
-        in_image = topology.agcn_axes is None  # image coordinates, y downwards
+        up, upward = topology.up
         return {
             "bones": [list(bone) for bone in topology.bones],
             "joints": list(topology.joint_names),
-            "up": 1 if in_image else 2,
-            "upward": -1 if in_image else 1,
+            "up": up,
+            "upward": upward,
             "clips": shown,
         }
 

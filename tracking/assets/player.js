@@ -58,7 +58,7 @@ class Player {
     this.slider.max = this.clip.joints.length - 1;
     this.size(this.clip);
     this.clip.neighbours.forEach((near) => this.size(near));
-    const before = this.overlays.value;
+    const before = this.overlays.options.length ? this.overlays.value : null;
     this.overlays.replaceChildren();
     make("option", this.overlays, "the clip alone").value = "";
     this.clip.maps.forEach((map, n) => { make("option", this.overlays, `attention: ${map.name}`).value = `map ${n}`; });

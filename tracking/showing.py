@@ -1,0 +1,31 @@
+"""A finished measurement in W&B: its numbers, its curves and pictures of what stands beside its record."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+
+from tracking import pictures
+from tracking.records import Record
+
+PICTURES = {"confusion": pictures.confusion, "points": pictures.points}
+
+
+def tell(sinks: Sequence[Logger], record: Record, parts: Mapping[str, Any]) -> None:
+    """Log the curves by epoch, and after the last epoch the metrics (`best/...`: of the best test epoch), cost and
+    pictures; pictures only to loggers that show them."""
+    by_epoch: dict[int, dict[str, float]] = defaultdict(dict)
+    for name, curve in record.curves.items():
+        for epoch, value in curve:
+            by_epoch[int(epoch)][name] = value
+    last = max(by_epoch, default=0) + 1
+    best = {f"best/{name}": value for name, value in record.best.items()}
+    by_epoch[last] = record.metrics | best | record.cost | {"seconds": record.seconds}
+    for sink in sinks:
+        for epoch in sorted(by_epoch):
+            sink.log_metrics(by_epoch[epoch], step=epoch)
+        if hasattr(sink, "log_image"):
+            for name in PICTURES.keys() & parts.keys():
+                sink.log_image(name, [PICTURES[name](parts[name])], step=last)
+        sink.save()
