@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 def shown(items: Iterable[Item], title: str) -> Iterable[Item]:
     """The items, with a bar that vanishes at the end if the output is a terminal and this the first process."""
-    bar = sys.stdout.isatty() and rank_zero_only.rank == 0
+    bar = sys.stdout.isatty() and rank_zero_only.rank == 0  # type: ignore[attr-defined]
     return track(items, description=title, transient=True) if bar else items
 
 
