@@ -10,8 +10,8 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint constraints clean reproduce-ntu60 reproduce-ntu120 reproduce-pku \ report dashboards
-  reproduce-ucla
+.PHONY: help install test test-all lint constraints clean report dashboards
+.PHONY: reproduce-ntu60 reproduce-ntu120 reproduce-pku reproduce-kinetics reproduce-ucla
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,10 +53,11 @@ clean: ## remove what runs have written (outputs/, reports/), not .venv
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 # With a raw folder: published sizes on it. Without: the embedded miniature at miniature sizes.
-# scale=published|cpu|mini overrides the size, full=true adds the other splits and label fractions, and
-# ARGS="seed=2 trainer.accelerator=gpu" is handed to every training and evaluation.
+# scale=published|cpu|mini overrides the size, METHOD=scd_net takes another method than SDS-CL, full=true adds the other
+# splits and label fractions, and ARGS="seed=2 trainer.accelerator=gpu" is handed to every training and evaluation.
 comma := ,
 full ?= false
+METHOD ?= sds_cl
 ARGS ?=
 sizes = scale=$(or $(scale),$(if $(1),published,mini)) $(if $(1),raw='$(1)')
 
@@ -72,14 +73,17 @@ both = $(1)$(if $(filter true,$(full)),$(comma)$(2))
 FRACTIONS := $(call both,0.1,0.05$(comma)0.2$(comma)0.4)
 
 reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, pre-train, evaluate, report [NTU60_RAW=folder full=true scale=...]
-	$(call chain,ntu60,$(NTU60_RAW),$(call both,ntu60/sds_cl_xsub,ntu60/sds_cl_xview),$(FRACTIONS))
+	$(call chain,ntu60,$(NTU60_RAW),$(call both,ntu60/$(METHOD)_xsub,ntu60/$(METHOD)_xview),$(FRACTIONS))
 
 reproduce-ntu120: $(STAMP) ## NTU RGB+D 120: the same chain [NTU120_RAW=folder full=true scale=...]
-	$(call chain,ntu120,$(NTU120_RAW),$(call both,ntu120/sds_cl_xsub,ntu120/sds_cl_xset),$(FRACTIONS))
+	$(call chain,ntu120,$(NTU120_RAW),$(call both,ntu120/$(METHOD)_xsub,ntu120/$(METHOD)_xset),$(FRACTIONS))
 
 reproduce-pku: $(STAMP) ## PKU-MMD, phases 1 and 2: the same chain of each [PKU1_RAW=folder PKU2_RAW=folder ...]
-	$(call chain,pku1,$(PKU1_RAW),$(call both,pku1/scd_net_xsub,pku1/scd_net_xview),$(FRACTIONS))
-	$(call chain,pku2,$(PKU2_RAW),$(call both,pku2/scd_net_xsub,pku2/scd_net_xview),$(FRACTIONS))
+	$(call chain,pku1,$(PKU1_RAW),$(call both,pku1/$(METHOD)_xsub,pku1/$(METHOD)_xview),$(FRACTIONS))
+	$(call chain,pku2,$(PKU2_RAW),$(call both,pku2/$(METHOD)_xsub,pku2/$(METHOD)_xview),$(FRACTIONS))
+
+reproduce-kinetics: $(STAMP) ## Skeleton-Kinetics: the same chain [KINETICS_RAW=folder scale=...]
+	$(call chain,kinetics,$(KINETICS_RAW),kinetics/$(METHOD),$(FRACTIONS))
 
 UCLA_PRETRAINED := ucla/sds_cl,ucla/scd_net,ucla/a2mc$(if $(filter true,$(full)),$(comma)ucla/a2mc_released$(comma)ucla/skeleton_clr)
 UCLA_FRACTIONS := 0.05,0.15,0.3,0.4

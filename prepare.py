@@ -21,6 +21,7 @@ from tracking.doors import door
 
 factory(skeletons.write_ntu)
 factory(skeletons.write_ntu120)
+factory(skeletons.write_kinetics)
 factory(skeletons.write_pku)
 factory(skeletons.write_ucla)
 for writer in reading.WRITERS:

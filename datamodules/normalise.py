@@ -1,7 +1,7 @@
-"""The published preparation recipes: a raw clip in camera metres -> at most two bodies in the figure's own frame.
+"""The published preparation recipes: a raw clip -> at most two bodies, in metres in the figure's own frame.
 
 `agcn` is the recipe of A2MC (after 2s-AGCN), `dsta` that of SDS-CL and PSP (after DSTA-Net). Both work in float64 and
-avoid BLAS, so that a clip gives the same bytes whatever the thread count.
+avoid BLAS, so that a clip gives the same bytes whatever the thread count. `kinetics` is for joints found in an image.
 """
 
 from collections.abc import Callable
@@ -48,6 +48,10 @@ def dsta(joints: np.ndarray, body_ids: np.ndarray, topology: SkeletonTopology) -
     joints: (T, M, V, 3), body_ids: (T, M), -1 where a slot is empty.
     Returns (T, 1 or 2, V, 3) float32. Raises InputError where no frame holds a body.
     """
+    if topology.confidence:
+        raise InputError(
+            f"recipe dsta expects three axes, found a confidence in {topology.name}: choose recipe kinetics"
+        )
     bodies = _seen(_by_identity(joints.astype(np.float64), body_ids))
     if len(bodies) > 1:
         bodies = bodies[_actors(bodies)]
@@ -62,7 +66,26 @@ def dsta(joints: np.ndarray, body_ids: np.ndarray, topology: SkeletonTopology) -
     return _stored(bodies, matrix)
 
 
-RECIPES: dict[str, Recipe] = {"agcn": agcn, "dsta": dsta}
+def kinetics(joints: np.ndarray, body_ids: np.ndarray, topology: SkeletonTopology) -> np.ndarray:
+    """Recipe of Skeleton-Kinetics: the two people of a frame that the detector is surest of, the image's centre at 0.
+
+    joints: (T, M, V, 3), x to the right and y downwards as shares of the image, and the confidence; body_ids: not used.
+    Returns (T, 1 or 2, V, 3) float32: x, y upwards, confidence; a joint without confidence is 0. Raises InputError
+    where no frame holds a body.
+    """
+    if not topology.confidence:
+        raise InputError(f"recipe kinetics expects a confidence, found {topology.name} without: choose another recipe")
+    place, confidence = joints[..., :2].astype(np.float64), joints[..., 2:].astype(np.float64)
+    place = (place - 0.5) * (1, -1) * (confidence != 0)
+    people = np.concatenate([place, confidence], axis=-1)
+    order = np.argsort(-confidence.sum(axis=(2, 3)), axis=1, kind="stable")[:, :MAX_BODIES]
+    chosen = np.take_along_axis(people, order[:, :, None, None], axis=1).astype(np.float32)
+    if not chosen.any():
+        raise InputError("expected a body in at least one frame, found none: leave the clip out")
+    return chosen
+
+
+RECIPES: dict[str, Recipe] = {"agcn": agcn, "dsta": dsta, "kinetics": kinetics}
 
 
 def _seen(bodies: np.ndarray) -> np.ndarray:

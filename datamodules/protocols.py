@@ -57,6 +57,7 @@ PROTOCOLS = {
     "pku1_xview": Protocol("listed", frozenset((11, 21)), frozenset((12, 22))),
     "pku2_xsub": Protocol("listed", frozenset((11, 12)), frozenset((21, 22))),
     "pku2_xview": Protocol("listed", frozenset((11, 21)), frozenset((12, 22))),
+    "kinetics_official": Protocol("listed", frozenset((1,)), frozenset((2,))),
     "ucla_views": Protocol("cameras", frozenset((1, 2)), frozenset((3,)), (1_020, 464), {5: 5, 15: 15, 30: 30, 40: 40}),
 }
 

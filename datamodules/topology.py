@@ -27,6 +27,7 @@ class SkeletonTopology:
     origin, z_axis, x_axis, scale: joints from which the recipe `dsta` takes origin, upward axis, sideways
         axis and unit length.
     agcn_axes: the same for the recipe `agcn`, which keeps metres; None where that recipe makes no sense.
+    confidence: whether the third number of a joint is a detector's confidence, after its place in an image.
     """
 
     name: str
@@ -40,6 +41,7 @@ class SkeletonTopology:
     x_axis: tuple[int, int]
     scale: tuple[int, int]
     agcn_axes: Axes | None = None
+    confidence: bool = False
 
     @property
     def num_joints(self) -> int:
@@ -151,6 +153,7 @@ KINETICS18 = SkeletonTopology(
     z_axis=(8, 1),
     x_axis=(2, 5),
     scale=(8, 1),
+    confidence=True,
 )  # fmt: skip
 
 TOPOLOGIES = {topology.name: topology for topology in (NTU25, UCLA20, KINETICS18)}

@@ -69,7 +69,7 @@ def with_frame(frame) -> dict:
         ('{"label": 7,\n"skeletons": [[[0.1 0.2]]]}', "json:2: is not JSON"),
         ("", "json:1: is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[1, 2]", "expected a JSON object with label and skeletons"),
+        ("[1, 2]", "expected a JSON object, found list"),
         ({"skeletons": [], "label": 7}, r"found \(0,\)"),
         ({"label": 7}, "expected a JSON object with label and skeletons"),
         (clip(label=8), "action 08 has label 7, the file says 8"),

@@ -165,6 +165,20 @@ PKU2_ACTIONS: dict[int, tuple[Action, ...]] = {
     number: roles for number, roles in PKU_ACTIONS.items() if len(roles) == 1
 }
 
+# Numbers in the range of Kinetics-400, whose own classes are others.
+KINETICS_ACTIONS: dict[int, tuple[Action, ...]] = {
+    3: (CLAP,),
+    43: (WAVE,),
+    83: (KICK,),
+    123: (JUMP,),
+    163: (SALUTE,),
+    203: (SQUAT,),
+    243: (HANDS_UP,),
+    283: (ARM_CIRCLES,),
+    323: (SHAKE_HANDS, SHAKE_HANDS),
+    363: (PUNCH, RECOIL),
+}
+
 # By the numbers of NW-UCLA; its class labels count them from 1.
 UCLA_ACTIONS: dict[int, Action] = {
     1: PICK_UP_ONE_HAND,

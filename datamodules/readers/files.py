@@ -1,7 +1,9 @@
-"""What every reader asks of the raw folder: its candidate files, and the bytes of one of them without surprises."""
+"""What every reader asks of the raw folder: its candidate files, and what is in one of them without surprises."""
 
+import json
 import stat
 from pathlib import Path
+from typing import Any
 
 from datamodules.errors import InputError
 from datamodules.readers import MalformedFile
@@ -39,3 +41,22 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return path.read_bytes()
     except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError before Python 3.13
         raise MalformedFile(path, None, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_json(path: Path, limit: int) -> dict[str, Any]:
+    """The JSON object that one raw file is; anything else, NaN and infinity too, is a MalformedFile."""
+
+    def refuse(constant: str):
+        raise MalformedFile(path, None, f"holds {constant}, expected finite numbers")
+
+    try:
+        content = json.loads(read_bytes(path, limit), parse_constant=refuse)
+    except MalformedFile:
+        raise
+    except json.JSONDecodeError as error:
+        raise MalformedFile(path, error.lineno, f"is not JSON: {error.msg} at column {error.colno}") from None
+    except (ValueError, RecursionError) as error:
+        raise MalformedFile(path, None, f"is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise MalformedFile(path, None, f"expected a JSON object, found {type(content).__name__}")
+    return content

@@ -1,6 +1,5 @@
 """NW-UCLA Multiview Action3D as the field uses it: one JSON file a clip, joints of Kinect v1."""
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from datamodules.readers import MalformedFile, OneClipAFile, RawSample
-from datamodules.readers.files import FARTHEST, candidates, read_bytes
+from datamodules.readers.files import FARTHEST, candidates, read_json
 from datamodules.topology import UCLA20, SkeletonTopology
 
 NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)\.json", re.ASCII)
@@ -38,7 +37,9 @@ class UCLAReader(OneClipAFile):
         """One clip; raises MalformedFile."""
         path = Path(path)
         action, performer, replication, view = _name_numbers(path)
-        clip = _clip(path, read_bytes(path, MAX_BYTES))
+        clip = read_json(path, MAX_BYTES)
+        if not {"label", "skeletons"} <= clip.keys():
+            raise MalformedFile(path, None, "expected a JSON object with label and skeletons")
         label = ACTIONS.index(action)
         if clip.get("file_name", path.stem) != path.stem:
             raise MalformedFile(path, None, f"holds the clip {str(clip['file_name'])[:30]!r}")
@@ -56,23 +57,6 @@ def _name_numbers(path: Path) -> tuple[int, ...]:
     if not match or numbers[0] not in ACTIONS or numbers[3] not in VIEWS:
         raise MalformedFile(path, None, f"is not named aAA_sSS_eEE_vVV.json, AA one of {ACTIONS}, VV one of {VIEWS}")
     return numbers
-
-
-def _clip(path: Path, data: bytes) -> dict[str, Any]:
-    def refuse(constant: str):
-        raise MalformedFile(path, None, f"holds {constant}, expected finite numbers")
-
-    try:
-        clip = json.loads(data, parse_constant=refuse)
-    except MalformedFile:
-        raise
-    except json.JSONDecodeError as error:
-        raise MalformedFile(path, error.lineno, f"is not JSON: {error.msg} at column {error.colno}") from None
-    except (ValueError, RecursionError) as error:
-        raise MalformedFile(path, None, f"is not JSON: {error}") from None
-    if not isinstance(clip, dict) or not {"label", "skeletons"} <= clip.keys():
-        raise MalformedFile(path, None, "expected a JSON object with label and skeletons")
-    return clip
 
 
 def _joints(path: Path, skeletons: Any) -> np.ndarray:
