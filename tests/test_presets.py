@@ -40,9 +40,16 @@ def test_every_method_has_its_small_sizes(scale):
     assert sorted(path.stem for path in (CONF / "size" / scale).glob("*.yaml")) == sorted([*METHODS, "fedmllm"])
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_steps_on_one_batch_at_mini_size(method):
-    config = composed("train", f"experiment=ntu60/{method}_xsub", "scale=mini")
+def often(experiment: str) -> bool:
+    """One preset a method and skeleton; the others build the same modules and are for the slow tests."""
+    return experiment in {f"ntu60/{method}_xsub" for method in METHODS} or experiment.startswith("kinetics/")
+
+
+@pytest.mark.parametrize(
+    "experiment", [pytest.param(one, marks=() if often(one) else pytest.mark.slow) for one in EXPERIMENTS]
+)
+def test_two_steps_on_one_batch_at_mini_size(experiment):
+    config = composed("train", f"experiment={experiment}", "scale=mini")
     torch.manual_seed(0)
     module = build(config.method).train()
     clips = random_clips(config)
