@@ -28,6 +28,11 @@ def column(columns: Columns, name: str) -> np.ndarray:
     return np.asarray(columns[name])
 
 
+def length(columns: Columns) -> int:
+    """Number of samples."""
+    return len(next(iter(columns.values())))
+
+
 @dataclass(frozen=True)
 class Dirichlet:
     """The published heterogeneous partition (FedMLLM, aligned scenario; its released generator, draw by draw).
@@ -94,13 +99,12 @@ class IID:
 
     clients: int
     seed: int = 41
-    attribute: str = "labels"
     within: str | None = None
 
     def split(self, columns: Columns) -> list[np.ndarray]:
         """Rows of each client. Raises InputError with more clients than samples."""
         if self.within is None:
-            return self._share(np.arange(len(column(columns, self.attribute))))
+            return self._share(np.arange(length(columns)))
         values = column(columns, self.within)
         shared = [self._share(np.flatnonzero(values == value)) for value in np.unique(values)]
         return [np.concatenate(pieces) for pieces in zip(*shared, strict=True)]
@@ -117,10 +121,8 @@ class IID:
 class Pooled:
     """One client that holds everything in file order: centralised training without a special case."""
 
-    attribute: str = "labels"
-
     def split(self, columns: Columns) -> list[np.ndarray]:
-        return [np.arange(len(column(columns, self.attribute)))]
+        return [np.arange(length(columns))]
 
 
 @dataclass(frozen=True)

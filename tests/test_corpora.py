@@ -8,14 +8,14 @@ from hydra import compose, initialize_config_dir
 
 import prepare
 from datamodules.errors import InputError
-from datamodules.image_text.module import ImageTextDataModule
+from datamodules.image_text.module import ImageTextDataModule, columns
 from datamodules.partition import IID
 from tracking.build import build
 
 CONF = Path(__file__).parents[1] / "conf"
 SMALL = {
     "hateful_memes": ["train=24", "dev=4", "test=8"],
-    "crisis_mmd": ["train=24", "dev=8", "test=8"],
+    "crisis_mmd": ["train=48", "dev=8", "test=8"],
     "medical": ["images=8", "test_images=2", "slake_images=2", "cards=12"],
     "easy_vqa": ["images=4", "test_images=2"],
 }
@@ -52,7 +52,7 @@ def test_strict_is_an_error_where_something_was_rejected(tmp_path):
 
 
 def test_a_corpus_without_miniature_asks_for_its_folder(tmp_path):
-    with pytest.raises(InputError, match="expected raw=FOLDER"):
+    with pytest.raises(InputError, match="expected raw=folder"):
         prepare.main.run(composed(tmp_path, "crisis_events"))
 
 
@@ -65,7 +65,7 @@ def test_every_corpus_in_every_scenario(corpus, scenario, tmp_path_factory):
     data = ImageTextDataModule(
         prepare.read_corpus(config),
         build(config.prompt),
-        IID(8, attribute="ids", within="pictured" if paired else None),
+        IID(8, within="pictured" if paired else None),
         build(config.modality),
         encode=lambda prompts, images, answers: None,
         batch_size=4,
@@ -77,3 +77,23 @@ def test_every_corpus_in_every_scenario(corpus, scenario, tmp_path_factory):
     assert told["scenario"]["kind"] == type(data.scenario).__name__
     if paired:  # nothing is stripped: what is held is whole
         assert all(shown["neither"] == 0 for shown in told["shown"])
+
+
+@pytest.mark.parametrize(
+    ("partition", "corpus", "clients"),
+    [
+        ("by_event", "crisis_mmd", 7),
+        ("by_subject", "easy_vqa", 4),
+        ("iid", "hateful_memes", 4),
+        ("pooled", "medical", 1),
+    ],
+)
+def test_a_published_setting_under_another_partition(partition, corpus, clients, tmp_path):
+    setting = "open" if corpus == "easy_vqa" else "hybrid_60"
+    overrides = [f"experiment=fedmllm/{corpus}_{setting}", f"federated/partition={partition}", "seed=1"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("federate", overrides)
+    rule = build(config.federated.partition)
+    corpus_read = prepare.read_corpus(composed(tmp_path, corpus))
+    pieces = rule.split(columns(corpus_read.train))
+    assert len(pieces) == clients and sum(map(len, pieces)) == len(corpus_read.train)

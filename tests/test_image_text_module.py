@@ -49,7 +49,7 @@ def toy(labels=(0, 1) * 12, **changes) -> Corpus:
 
 
 def module(corpus=None, encode=None, **settings) -> ImageTextDataModule:
-    settings = {"partition": Pooled("ids"), "scenario": Aligned(), "batch_size": 5, "seed": 3} | settings
+    settings = {"partition": Pooled(), "scenario": Aligned(), "batch_size": 5, "seed": 3} | settings
     return ImageTextDataModule(
         corpus or toy(), settings.pop("prompts", PROMPTS), encode=encode or Recorder(), **settings
     )
@@ -215,9 +215,7 @@ def test_the_fingerprint_is_of_corpus_partition_and_masks():
 
 def test_open_questions_have_no_class():
     samples = [Sample(f"q{number}", None, "where?", "left lung", None, closed=False) for number in range(8)]
-    data = module(
-        plain(samples, options=()), prompts=Prompts(text="{text}", question=""), partition=IID(2, attribute="ids")
-    )
+    data = module(plain(samples, options=()), prompts=Prompts(text="{text}", question=""), partition=IID(2))
     batch = next(iter(data.train_dataloader(0, 0)))
     assert batch.classes.tolist() == [-1] * 4 and data.encode.calls[0][2] == ["left lung"] * 4
 
