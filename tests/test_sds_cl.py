@@ -10,6 +10,7 @@ from goldens_sds_cl import LAYERS, SWITCHES, compare, compare_streams
 from test_dsta import PUBLISHED
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from toys import toy_data, write_toy_stores
 
 from datamodules.batch import SkeletonBatch
 from datamodules.errors import InputError
@@ -17,7 +18,9 @@ from datamodules.randomness import generator
 from datamodules.transforms.spatial import Tilt
 from lightning_modules.attention.siia import SIIA, attend
 from lightning_modules.base import Place
+from lightning_modules.classifier import Classifier
 from lightning_modules.encoders.dsta import DSTANet
+from lightning_modules.fitting import CHECKPOINT, fit
 from lightning_modules.heads import pool
 from lightning_modules.schedules import Constant
 from lightning_modules.sds_cl import SDSCL
@@ -196,3 +199,22 @@ def test_a_fit_of_a_few_steps_lowers_the_loss():
     trainer.fit(model, DataLoader([batch()] * 2, batch_size=None))
     assert len(losses) == 20
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+
+
+def fine_tuned() -> Classifier:
+    rate = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
+    return Classifier(module(), 3, rate, Constant(), seed=3)
+
+
+@pytest.mark.parametrize("make", [module, fine_tuned])
+def test_resumed_is_bitwise_the_whole(make, tmp_path):
+    stores = write_toy_stores(tmp_path / "stores")
+
+    def states(folder: str, epochs: int) -> dict[str, Tensor]:
+        settings = {"accelerator": "cpu", "devices": 1, "max_epochs": epochs}
+        fit(make(), toy_data(stores), tmp_path / folder, settings, 3, "sds_cl")
+        return torch.load(tmp_path / folder / CHECKPOINT, weights_only=True)["state_dict"]
+
+    whole, half, resumed = states("whole", 2), states("parts", 1), states("parts", 2)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert any(not torch.equal(whole[name], half[name]) for name in whole)
