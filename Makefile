@@ -53,37 +53,68 @@ clean: ## remove what runs have written (outputs/, reports/), not .venv
 
 # --- tables ---------------------------------------------------------------------------------------------------------
 # With a raw folder: published sizes on it. Without: the embedded miniature at miniature sizes.
-# scale=published|cpu|mini overrides the size, METHOD=scd_net takes another method than SDS-CL, full=true adds the other
-# splits and label fractions, and ARGS="seed=2 trainer.accelerator=gpu" is handed to every training and evaluation.
+# scale=published|cpu|mini overrides the size, full=true adds the other splits and label fractions, METHOD=scd_net takes
+# another method than SDS-CL where a target has one, ARGS="seed=2 trainer.accelerator=gpu" goes to every run.
 comma := ,
+space := $(subst ,, )
 full ?= false
 METHOD ?= sds_cl
 ARGS ?=
 sizes = scale=$(or $(scale),$(if $(1),published,mini)) $(if $(1),raw='$(1)')
+list = $(subst $(space),$(comma),$(strip $(1)))
+# $(1) data set, $(2) splits, $(3) methods -> ntu60/sds_cl_xsub,...
+presets = $(call list,$(foreach split,$(2),$(foreach method,$(3),$(1)/$(method)_$(split))))
+both = $(1)$(if $(filter true,$(full)),$(comma)$(2))
+FRACTIONS := $(if $(filter true,$(full)),0.01$(comma)0.05$(comma)0.1$(comma)0.2$(comma)0.4,0.1)
 
 # $(1) data set, $(2) raw folder, $(3) experiments, $(4) shares of the labels
 define chain
 $(BIN)/python prepare.py data=$(1) $(if $(2),raw='$(2)')
 $(BIN)/python train.py -m experiment=$(3) $(call sizes,$(2)) $(ARGS)
-$(BIN)/python eval.py -m experiment=$(3) protocol=knn,linear,inspect $(call sizes,$(2)) $(ARGS)
+$(BIN)/python eval.py -m experiment=$(3) protocol=knn,linear,inspect,supervised $(call sizes,$(2)) $(ARGS)
 $(BIN)/python eval.py -m experiment=$(3) protocol=semi protocol.fraction=$(4) $(call sizes,$(2)) $(ARGS)
-$(BIN)/python report.py name=$(1)
 endef
-both = $(1)$(if $(filter true,$(full)),$(comma)$(2))
-FRACTIONS := $(call both,0.1,0.05$(comma)0.2$(comma)0.4)
 
-reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, pre-train, evaluate, report [NTU60_RAW=folder full=true scale=...]
-	$(call chain,ntu60,$(NTU60_RAW),$(call both,ntu60/$(METHOD)_xsub,ntu60/$(METHOD)_xview),$(FRACTIONS))
+# The same arguments: methods that learn from labels in one stage, whose rows are the shares themselves.
+define one_stage
+$(BIN)/python train.py -m experiment=$(3) labelled.fraction=$(4) $(call sizes,$(2)) $(ARGS)
+$(BIN)/python eval.py -m experiment=$(3) protocol=knn,linear $(call sizes,$(2)) $(ARGS)
+endef
+
+# $(1), $(2), $(3) as above, $(4) experiments of which three streams are fused, $(5) set to transfer to, $(6) its raw folder
+define beyond
+$(BIN)/python eval.py -m experiment=$(3) protocol=finetune $(call sizes,$(2)) $(ARGS)
+$(BIN)/python train.py -m experiment=$(4) stream=motion,bone $(call sizes,$(2)) $(ARGS)
+$(BIN)/python eval.py -m experiment=$(4) protocol=knn,linear fuse=three_streams $(call sizes,$(2)) $(ARGS)
+$(BIN)/python prepare.py data=$(5) $(if $(6),raw='$(6)')
+$(BIN)/python eval.py -m experiment=$(3) protocol=linear,finetune data@target=$(5) $(if $(6),target.raw='$(6)') $(call sizes,$(2)) $(ARGS)
+endef
+
+report = $(BIN)/python report.py name=$(1)
+
+NTU60_SPLITS := xsub $(if $(filter true,$(full)),xview)
+NTU60_STREAMS := scd_net a2mc $(if $(filter true,$(full)),a2mc_released)
+NTU60 := $(call presets,ntu60,$(NTU60_SPLITS),sds_cl $(NTU60_STREAMS))
+
+reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, train, evaluate, report [NTU60_RAW=folder PKU2_RAW=folder full=true ...]
+	$(call chain,ntu60,$(NTU60_RAW),$(NTU60),$(FRACTIONS))
+	$(call one_stage,ntu60,$(NTU60_RAW),$(call presets,ntu60,$(NTU60_SPLITS),psp psp_ce),$(FRACTIONS)$(comma)1.0)
+	$(if $(filter true,$(full)),$(call beyond,ntu60,$(NTU60_RAW),$(NTU60),$(call presets,ntu60,$(NTU60_SPLITS),$(NTU60_STREAMS)),pku2,$(PKU2_RAW)))
+	$(call report,ntu60)
 
 reproduce-ntu120: $(STAMP) ## NTU RGB+D 120: the same chain [NTU120_RAW=folder full=true scale=...]
 	$(call chain,ntu120,$(NTU120_RAW),$(call both,ntu120/$(METHOD)_xsub,ntu120/$(METHOD)_xset),$(FRACTIONS))
+	$(call report,ntu120)
 
 reproduce-pku: $(STAMP) ## PKU-MMD, phases 1 and 2: the same chain of each [PKU1_RAW=folder PKU2_RAW=folder ...]
 	$(call chain,pku1,$(PKU1_RAW),$(call both,pku1/$(METHOD)_xsub,pku1/$(METHOD)_xview),$(FRACTIONS))
+	$(call report,pku1)
 	$(call chain,pku2,$(PKU2_RAW),$(call both,pku2/$(METHOD)_xsub,pku2/$(METHOD)_xview),$(FRACTIONS))
+	$(call report,pku2)
 
 reproduce-kinetics: $(STAMP) ## Skeleton-Kinetics: the same chain [KINETICS_RAW=folder scale=...]
 	$(call chain,kinetics,$(KINETICS_RAW),kinetics/$(METHOD),$(FRACTIONS))
+	$(call report,kinetics)
 
 UCLA_PRETRAINED := ucla/sds_cl,ucla/scd_net,ucla/a2mc$(if $(filter true,$(full)),$(comma)ucla/a2mc_released$(comma)ucla/skeleton_clr)
 UCLA_FRACTIONS := 0.05,0.15,0.3,0.4
