@@ -101,6 +101,7 @@ reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, train, evaluate, report [NTU
 	$(call one_stage,ntu60,$(NTU60_RAW),$(call presets,ntu60,$(NTU60_SPLITS),psp psp_ce),$(FRACTIONS)$(comma)1.0)
 	$(if $(filter true,$(full)),$(call beyond,ntu60,$(NTU60_RAW),$(NTU60),$(call presets,ntu60,$(NTU60_SPLITS),$(NTU60_STREAMS)),pku2,$(PKU2_RAW)))
 	$(call report,ntu60)
+	$(if $(filter true,$(full)),$(call report,pku2))
 
 reproduce-ntu120: $(STAMP) ## NTU RGB+D 120: the same chain [NTU120_RAW=folder full=true scale=...]
 	$(call chain,ntu120,$(NTU120_RAW),$(call both,ntu120/$(METHOD)_xsub,ntu120/$(METHOD)_xset),$(FRACTIONS))
