@@ -1,0 +1,54 @@
+"""What `make reproduce-...` would run: doors, presets and keys that exist, and every protocol of the full table."""
+
+import shlex
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+ROOT = Path(__file__).parents[1]
+TARGETS = ["reproduce-ntu60", "reproduce-ntu120", "reproduce-pku", "reproduce-kinetics", "reproduce-ucla"]
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+
+
+@cache
+def jobs(target: str, *settings: str) -> list[tuple[str, list[str]]]:
+    """(door, overrides) of each command of a target."""
+    told = subprocess.run(["make", "-n", target, *settings], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [shlex.split(line) for line in told.stdout.splitlines() if ".venv/bin/python " in line and ".py" in line]
+    return [(line[1].removesuffix(".py"), [word for word in line[2:] if word != "-m"]) for line in lines]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_command_composes_at_both_ends_of_its_sweeps(target):
+    found = jobs(target, "full=true", "NTU60_RAW=/raw", "PKU2_RAW=/pku")
+    assert (found[0][0], found[-1][0]) == ("prepare", "report")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for door, overrides in found:
+            for end in (0, -1):
+                compose(door, [f"{key}={value.split(',')[end]}" for key, value in (o.split("=", 1) for o in overrides)])
+
+
+def values(found: list[tuple[str, list[str]]], key: str) -> set[str]:
+    """Every value of a key in all commands."""
+    words = [word for _, overrides in found for word in overrides if word.startswith(f"{key}=")]
+    return {value for word in words for value in word.split("=", 1)[1].split(",")}
+
+
+def test_the_table_of_ntu_60_holds_every_method_and_the_full_one_every_protocol():
+    short, full = jobs("reproduce-ntu60"), jobs("reproduce-ntu60", "full=true")
+    methods = {"sds_cl", "scd_net", "a2mc", "psp", "psp_ce"}
+    assert values(short, "experiment") == {f"ntu60/{method}_xsub" for method in methods}
+    assert values(full, "experiment") == {
+        f"ntu60/{method}_{split}" for method in methods | {"a2mc_released"} for split in ("xsub", "xview")
+    }
+    assert values(short, "protocol") >= {"knn", "linear", "semi", "supervised"}
+    assert values(full, "protocol") >= {"knn", "linear", "semi", "supervised", "finetune"}
+    assert values(short, "protocol.fraction") == {"0.1"} and values(short, "labelled.fraction") == {"0.1", "1.0"}
+    assert values(full, "protocol.fraction") == {"0.01", "0.05", "0.1", "0.2", "0.4"}
+    assert values(full, "fuse") == {"three_streams"} and values(full, "stream") == {"motion", "bone"}
+    assert values(full, "data@target") == {"pku2"}
