@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,19 @@ def door(
         @functools.wraps(run)
         def job(cfg: DictConfig) -> dict[str, Any]:
             try:
+                _check_sweep()
                 result = run(cfg)
             except mistakes as error:
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    _complain(error, f" in job {HydraConfig.get().job.num} ({HydraConfig.get().job.override_dirname})")
+                if _in_sweep():
+                    _complain(error, _job())
                     raise  # the launcher marks the job as failed and goes on
                 # Hydra lets SystemExit pass; an exception it would precede with a line of its own.
                 _complain(error)
                 raise SystemExit(USER_ERROR) from error
+            except Exception:
+                if _in_sweep():
+                    print(f"error{_job()}:\n{traceback.format_exc()}", file=sys.stderr)
+                raise
             if processes.rank() == 0:
                 print(summary(result))
             return result
@@ -91,6 +97,22 @@ def summary(result: Mapping[str, Any]) -> str:
         elif value is not None:
             lines.append(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     return "\n".join(lines)
+
+
+def _in_sweep() -> bool:
+    return HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _job() -> str:
+    """Which job of a sweep this is."""
+    return f" in job {HydraConfig.get().job.num} ({HydraConfig.get().job.override_dirname})"
+
+
+def _check_sweep() -> None:
+    """Raises UsageError for a preset of conf/sweep/ in a single run, where it would be passed over."""
+    preset = HydraConfig.get().runtime.choices.get("sweep")
+    if preset and not _in_sweep():
+        raise UsageError(f"sweep={preset} is for a sweep: add -m")
 
 
 def _complain(error: Exception, where: str = "") -> None:

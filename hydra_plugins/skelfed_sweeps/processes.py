@@ -1,4 +1,4 @@
-"""Each job of a sweep as a process of its own, several at a time; under torchrun where a job trains on several devices."""
+"""Each job of a sweep is a process of its own, several at a time; torchrun starts those of several devices."""
 
 import ctypes
 import signal

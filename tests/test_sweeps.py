@@ -1,0 +1,234 @@
+"""Sweeps: the jobs that fail are named and stop no other, jobs are processes that end with their sweep."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import test_chain
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import prepare
+import report
+from datamodules.miniature import skeletons
+from hydra_plugins.skelfed_sweeps.processes import Processes, interpreter
+from tracking import records
+from tracking.errors import UsageError
+
+ROOT = Path(__file__).parents[1]
+SWEEPS = sorted(path.stem for path in (ROOT / "conf/sweep").glob("*.yaml"))
+CONFIG = """
+defaults:
+  - sweep: null
+  - override hydra/job_logging: none
+  - override hydra/hydra_logging: none
+  - override hydra/sweeper: grid
+  - _self_
+hydra:
+  output_subdir: null
+  run: {dir: .}
+  sweep: {dir: sweep}
+n: 1
+m: 1
+trainer: {devices: 1}
+"""
+DOOR = """
+import os, signal, time
+from pathlib import Path
+from tracking.doors import door
+from tracking.errors import UsageError
+
+@door("go", expected=(), conf=Path(__file__).parent / "conf")
+def main(cfg):
+    if cfg.n == 2:
+        raise UsageError("two is no number")
+    if cfg.n == 3:
+        raise RuntimeError("three is a slip")
+    if cfg.n == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cfg.n == 5:
+        Path(f"running-{os.getpid()}").touch()
+        time.sleep(600)
+    Path(f"done-{cfg.n}-{cfg.m}-of-{os.environ.get('WORLD_SIZE', 1)}-{os.environ.get('RANK', 0)}").touch()
+    return {"n": cfg.n}
+
+main()
+"""
+
+
+@pytest.fixture
+def go(tmp_path):
+    """A door with a sweeper and launchers of ours; a function that starts it."""
+    (tmp_path / "conf/sweep").mkdir(parents=True)
+    (tmp_path / "conf/hydra").symlink_to(ROOT / "conf/hydra")
+    (tmp_path / "conf/go.yaml").write_text(CONFIG)
+    (tmp_path / "conf/sweep/both.yaml").write_text("# @package hydra.sweeper\nparams: {n: '1,6', m: '1,2'}\n")
+    (tmp_path / "go.py").write_text(DOOR)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def start(*overrides: str) -> subprocess.Popen:
+        line = [sys.executable, "go.py", *overrides]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(line, cwd=tmp_path, env=environment, **pipes)
+
+    return start
+
+
+def done(folder: Path) -> set[str]:
+    return {path.name.removeprefix("done-") for path in folder.glob("done-*")}
+
+
+def test_every_failed_job_is_named_and_the_others_run(go, tmp_path):
+    sweep = go("-m", "n=1,2,3,6")
+    _, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 2
+    assert done(tmp_path) == {"1-1-of-1-0", "6-1-of-1-0"}
+    assert "RuntimeError: three is a slip" in err and "Traceback" in err
+    last = err.splitlines()[-1]
+    assert last.startswith("error: 2 of 4 jobs failed, launch again to run what is missing: ")
+    assert "(n=2) two is no number" in last and "(n=3) three is a slip" in last
+
+
+def test_jobs_as_processes_even_one_that_is_killed(go, tmp_path):
+    sweep = go("-m", "n=2,4,6,7", "hydra/launcher=processes", "hydra.launcher.jobs=2")
+    out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 2
+    assert done(tmp_path) == {"6-1-of-1-0", "7-1-of-1-0"}
+    assert "job 2 (n=6): started" in out and "job 3 (n=7): done in" in out
+    assert err.count("\n") == 1 and err.startswith("error: 2 of 4 jobs failed")
+    assert "(n=2) error: two is no number, see " in err and "(n=4) ended by signal 9, see " in err
+    assert (tmp_path / "sweep/2.log").read_text().strip() == "n: 6"
+
+
+def test_a_preset_gives_the_values(go, tmp_path):
+    for launcher in ("basic", "processes"):
+        sweep = go("-m", "sweep=both", "m=3,4", f"hydra/launcher={launcher}")
+        sweep.communicate(timeout=60)
+        assert sweep.returncode == 0
+        assert done(tmp_path) == {f"{n}-{m}-of-1-0" for n in (1, 6) for m in (3, 4)}
+
+
+def test_a_preset_without_a_sweep_is_an_error(go, tmp_path):
+    single = go("sweep=both")
+    assert single.communicate(timeout=60) == ("", "error: sweep=both is for a sweep: add -m\n")
+    assert single.returncode == 2 and not done(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_jobs_end_with_their_sweep(go, tmp_path, how):
+    sweep = go("-m", "n=5", "m=1,2", "hydra/launcher=processes", "hydra.launcher.jobs=2")
+    jobs = wait_for(lambda: len(list(tmp_path.glob("running-*"))) == 2 and list(tmp_path.glob("running-*")))
+    sweep.send_signal(how)
+    assert sweep.wait(timeout=30) != 0
+    wait_for(lambda: not any(alive(int(path.name.removeprefix("running-"))) for path in jobs))
+
+
+def wait_for(condition, seconds: float = 60.0):
+    limit = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    return found
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_job_of_several_devices_is_a_torchrun(go, tmp_path):
+    sweep = go("-m", "n=6", "m=1,2", "trainer.devices=2", "hydra/launcher=processes")
+    _, err = sweep.communicate(timeout=120)
+    assert sweep.returncode == 0, err
+    assert done(tmp_path) == {f"6-{m}-of-2-{rank}" for m in (1, 2) for rank in (0, 1)}
+
+
+def test_what_a_process_per_job_cannot_do_is_said():
+    with pytest.raises(UsageError, match="take hydra/launcher=slurm"):
+        interpreter(OmegaConf.create({"trainer": {"num_nodes": 2, "devices": 2}}))
+    with pytest.raises(UsageError, match="name how many"):
+        interpreter(OmegaConf.create({"trainer": {"devices": "auto"}}))
+    with pytest.raises(UsageError, match="expected 1 or more, found 0"):
+        Processes(jobs=0)
+    assert interpreter(OmegaConf.create({})) == [sys.executable]
+    assert interpreter(OmegaConf.create({"trainer": {"devices": [2, 3]}}))[-1] == "2"
+
+
+# A preset and a run that it is for; every key it sweeps must be one of the run's.
+USED = {
+    "temperature": ("train", "ntu60/sds_cl_xsub"),
+    "loss_weight": ("train", "ntu60/psp_xsub"),
+    "mixing_ratio": ("train", "ntu60/a2mc_xsub"),
+    "attack_step": ("train", "ntu60/a2mc_xsub"),
+    "label_fraction": ("train", "ntu60/psp_xsub"),
+    "semi": ("eval", "ntu60/sds_cl_xsub"),
+    "strategy": ("federate", "federated/sds_cl_by_camera"),
+}
+
+
+def test_every_preset_is_tested():
+    assert sorted(USED) == SWEEPS
+
+
+@pytest.mark.parametrize("preset", SWEEPS)
+def test_what_a_preset_sweeps_is_there_and_changes_the_run(preset):
+    door, experiment = USED[preset]
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        sweep = compose(door, [f"experiment={experiment}", f"sweep={preset}"], return_hydra_config=True)
+        params = sweep.hydra.sweeper.params
+        first, last = ([f"{key}={values.split(',')[end]}" for key, values in params.items()] for end in (0, -1))
+        configs = [compose(door, [f"experiment={experiment}", *values]) for values in (first, last)]
+    assert configs[0] != configs[1] and params.seed == "1,2,3"
+
+
+def test_slurm_jobs_have_a_task_a_device():
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        overrides = ["trainer=ddp", "trainer.devices=4", "hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
+        launcher = compose("train", overrides, return_hydra_config=True).hydra.launcher
+    assert launcher.tasks_per_node == launcher.gpus_per_node == 4 and launcher.nodes == 1
+    assert launcher._target_.endswith("SlurmLauncher")
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_half_way_runs_only_what_is_missing(tmp_path):
+    """Six trainings, two at a time; the report then gives means and deviations over the seeds."""
+    skeletons.write_ntu(tmp_path / "raw", **test_chain.FEW)
+    prepare.main.run(test_chain.config("prepare", tmp_path, "data=ntu60", f"raw={tmp_path / 'raw'}", "workers=1"))
+    small = [override.removeprefix("+") for override in test_chain.SMALL]
+    line = [sys.executable, "train.py", "-m", *small, f"raw={tmp_path}/raw", f"paths.root={tmp_path}"]
+    line += ["method.temperature=0.05,0.07,0.1", "seed=1,2", "hydra/launcher=processes", "hydra.launcher.jobs=2"]
+    sweep = subprocess.Popen(line, cwd=ROOT)
+    folder = tmp_path / "records"
+    wait_for(lambda: len(records.find(folder)) >= 2, seconds=300)
+    sweep.kill()
+    sweep.wait()
+    wait_for(lambda: not any(str(tmp_path) in command for command in commands()))
+    before = {path: path.read_bytes() for path in folder.glob("*.json")}
+    assert 2 <= len(before) < 6
+    assert subprocess.run(line, cwd=ROOT, timeout=600).returncode == 0
+    assert len(records.find(folder, kind="train")) == 6
+    assert all(path.read_bytes() == content for path, content in before.items())
+    told = [(tmp_path / f"multirun/{job}.log").read_text() for job in range(6)]
+    assert sum("found: " in text for text in told) == len(before)
+    page = Path(report.main.run(test_chain.config("report", tmp_path, "name=ntu60"))["report"]).read_text()
+    rows = [line for line in page.splitlines() if line.startswith("|") and "test/knn1" in line]
+    assert len(rows) == 3 and all("method.temperature=" in row and "±" in row for row in rows)
+
+
+def commands() -> list[str]:
+    """Command lines of all processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(path.read_text())
+    return found
