@@ -7,6 +7,7 @@ What is federated is the configuration's `workload`.
 import copy
 import json
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from datamodules.errors import InputError
-from federated.adapter import Adapter
-from federated.client import Client
 from federated.curves import curves, values
-from federated.engines.in_process import InProcess
 from federated.ledger import Ledger
+from federated.making import make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
 from federated.schedule import AllClients, SampleClients
 from federated.workloads.base import Workload
@@ -27,8 +26,6 @@ from tracking import identity, loggers, memory, records
 from tracking.build import build
 from tracking.doors import door
 from train import NOT_TRAINED, plain, set_aside
-
-DEVICES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda:0", "cuda": "cuda:0"}
 
 
 @dataclass(frozen=True)
@@ -81,23 +78,11 @@ def federation(run: Run) -> Orchestrator:
     if settings["rounds"] < 0 or settings["epochs"] < 1:
         found = f"{settings['rounds']} rounds of {settings['epochs']} epochs"
         raise InputError(f"federation: expected rounds of 0 or more and epochs of 1 or more, found {found}")
-    clients = workload.clients
-    module = workload.module()
-    adapter = Adapter(module, carry=settings["carry"], local_buffers=settings["local_buffers"])
-    per_round = settings["per_round"]
-    client = Client(
-        module,
-        adapter,
-        clients,
-        terms=build(settings["terms"]),
-        device=device(run),
-        time_limit=settings["time_limit"],
-        options=trainer_options(run) | {"max_epochs": settings["epochs"]},
-    )
+    resident, per_round = make_resident(run.config, workload), settings["per_round"]
     return Orchestrator(
-        module,
-        adapter,
-        InProcess(client),
+        resident.module,
+        resident.adapter,
+        build(settings["engine"], client=resident.client, config=run.config),
         build(settings["strategy"]),
         clients=len(workload.manifest["sizes"]),
         rounds=settings["rounds"],
@@ -109,22 +94,6 @@ def federation(run: Run) -> Orchestrator:
         max_failed=settings["max_failed"],
         ledger=Ledger(run.folder / "ledger.safetensors", run.key),
     )
-
-
-def device(run: Run) -> str:
-    """The one device of every client. Raises InputError for an accelerator that a client cannot have."""
-    accelerator = run.config["trainer"].get("accelerator", "auto")
-    if accelerator not in DEVICES:
-        raise InputError(f"federation: expected trainer.accelerator of {', '.join(DEVICES)}, found {accelerator!r}")
-    return DEVICES[accelerator]
-
-
-def trainer_options(run: Run) -> dict[str, Any]:
-    """What a client's trainer takes of the configured one."""
-    options = {name: value for name, value in run.config["trainer"].items() if name != "accelerator"}
-    if options.get("devices") == 1:
-        del options["devices"]  # any other number is the client's to refuse
-    return options
 
 
 def client_loss(record: dict) -> Metrics:
@@ -199,7 +168,8 @@ def main(config: DictConfig) -> dict:
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "partition.json").write_text(json.dumps(manifest, indent=1) + "\n")
     memory.reset_peak()
-    result = rounds(run, orchestrator)
+    with closing(orchestrator.engine):
+        result = rounds(run, orchestrator)
     run.workload.save(run.folder, orchestrator, result.models)
     record = run.record(
         kind="federated",

@@ -33,6 +33,7 @@ LEFT_OUT = (
     "trainer.strategy",
     "trainer.num_nodes",
     "trainer.enable_progress_bar",
+    "federated.engine",
 )
 LEFT_OUT_ANYWHERE = ("num_workers",)
 

@@ -15,3 +15,6 @@ class Engine(Protocol):
 
     def collect(self) -> Outcome:
         """Wait for the outcome of any started client."""
+
+    def close(self) -> None:
+        """Let go of what runs clients."""

@@ -1,14 +1,20 @@
 """Clients in this process, one after the other, on one resident module."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from federated.client import Client, ClientTask, Outcome
 
 
 class InProcess:
-    """Engine of one place: a submitted client runs when its outcome is collected."""
+    """Engine of one place: a submitted client runs when its outcome is collected.
+
+    config: the configuration from which other engines make clients; not needed here.
+    """
 
     capacity = 1
 
-    def __init__(self, client: Client):
+    def __init__(self, client: Client, config: Mapping[str, Any] | None = None):
         self._client = client
         self._task: ClientTask | None = None
 
@@ -22,3 +28,6 @@ class InProcess:
             raise RuntimeError("no client was submitted")
         task, self._task = self._task, None
         return self._client.run(task)
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -14,6 +14,12 @@ class FailedJobs(UsageError):
     """Some jobs of a sweep failed; the others ran."""
 
 
+def names(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """What tells each job from the others: the overrides that not all have."""
+    common = set(jobs[0]).intersection(*jobs[1:]) if len(jobs) > 1 else set()
+    return [",".join(override for override in job if override not in common) for job in jobs]
+
+
 class Naming:
     """A launcher whose failed jobs become one error when all jobs are done."""
 
@@ -23,8 +29,8 @@ class Naming:
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         results = self._launcher.launch(job_overrides, initial_job_idx)
         failed = [
-            f"({','.join(job.overrides or ())}) {one_line(job._return_value)}"
-            for job in results
+            f"({name}) {one_line(job._return_value)}"
+            for name, job in zip(names(job_overrides), results, strict=True)
             if job.status != JobStatus.COMPLETED
         ]
         if failed:

@@ -14,6 +14,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
+from hydra_plugins.skelfed_sweeps.grid import names
 from tracking.errors import UsageError
 
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
@@ -29,6 +30,7 @@ class Job:
     """One job: where its output goes, and its process while it runs."""
 
     number: int
+    name: str
     overrides: Sequence[str]
     command: list[str]
     log: Path
@@ -44,7 +46,7 @@ class Job:
         self.tell("started")
 
     def tell(self, what: str) -> None:
-        print(f"job {self.number} ({','.join(self.overrides)}): {what}", flush=True)
+        print(f"job {self.number} ({self.name}): {what}", flush=True)
 
     def settle(self) -> JobReturn | None:
         """What became of the job, None while it runs."""
@@ -85,7 +87,8 @@ class Processes(Launcher):
         self.context, self.config = hydra_context, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        waiting = [self._job(number, overrides) for number, overrides in enumerate(job_overrides, initial_job_idx)]
+        jobs = zip(names(job_overrides), job_overrides, strict=True)
+        waiting = [self._job(number, *job) for number, job in enumerate(jobs, initial_job_idx)]
         running: list[Job] = []
         results: dict[int, JobReturn] = {}
         previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -103,13 +106,13 @@ class Processes(Launcher):
             end([job.process for job in running if job.process])
         return [results[number] for number in sorted(results)]
 
-    def _job(self, number: int, overrides: Sequence[str]) -> Job:
+    def _job(self, number: int, name: str, overrides: Sequence[str]) -> Job:
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         # What says that there is a sweep is not the job's.
         own = [override for override in overrides if not override.startswith(("sweep=", "hydra/", "hydra."))]
-        return Job(number, own, [*interpreter(config), sys.argv[0], *own], folder / f"{number}.log")
+        return Job(number, name, own, [*interpreter(config), sys.argv[0], *own], folder / f"{number}.log")
 
 
 def interpreter(config: DictConfig) -> list[str]:

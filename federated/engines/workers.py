@@ -1,0 +1,136 @@
+"""Several clients at the same time on this machine: each in a process with a resident module of its own.
+
+Not threads: a client's fit seeds torch's, numpy's and Python's global generators, which threads would share.
+"""
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+
+from datamodules.errors import InputError
+from federated.client import Client, ClientFailure, ClientTask, ClientUpdate, Outcome
+from federated.making import configured_device, make_resident, make_workload
+from tracking.build import factory
+
+
+@dataclass
+class Place:
+    """A worker process, the pipe to it, and the task it has."""
+
+    process: BaseProcess
+    pipe: Connection
+    task: ClientTask | None = None
+
+
+class Workers:
+    """Engine of `places` processes. Each has the bytes of the sequential engine at its number of threads.
+
+    make: the client of a place, given its torch device; called in that place's process, so it must be picklable.
+    devices: one a place. threads: torch threads a place; None divides this process's among the places.
+    A place that dies (out of memory, a crash in native code) is a failed client; the place is filled again.
+    """
+
+    def __init__(self, make: Callable[[str], Client], devices: list[str], threads: int | None = None):
+        if not devices:
+            raise InputError("federation: expected one place for clients or more, found none: raise engine.places")
+        self._make, self._devices = make, devices
+        self._threads = threads or max(1, torch.get_num_threads() // len(devices))
+        self._places: list[Place] = []
+        self.capacity = len(devices)
+
+    def submit(self, task: ClientTask) -> None:
+        while len(self._places) < self.capacity:
+            self._places.append(self._open(self._devices[len(self._places)]))
+        idle = next((place for place in self._places if place.task is None), None)
+        if idle is None:
+            raise RuntimeError(f"client {task.client}: all {self.capacity} places are taken")
+        idle.task = task
+        idle.pipe.send(replace(task, state=save(task.state)))  # type: ignore[arg-type]
+
+    def collect(self) -> Outcome:
+        busy = {place.pipe: place for place in self._places if place.task is not None}
+        if not busy:
+            raise RuntimeError("no client was submitted")
+        ready = wait(list(busy))[0]
+        assert isinstance(ready, Connection)
+        place = busy[ready]
+        task, place.task = place.task, None
+        assert task is not None
+        try:
+            kind, content = place.pipe.recv()
+        except EOFError:
+            return self._lost(place, task)
+        if kind == "error":
+            raise InputError(content)
+        if isinstance(content, ClientUpdate):
+            return replace(content, state=load(content.state))  # type: ignore[arg-type]
+        return content
+
+    def close(self) -> None:
+        """End the workers, those at work included."""
+        for place in self._places:
+            place.process.terminate()
+            place.process.join()
+            place.pipe.close()
+        self._places = []
+
+    def _open(self, device: str) -> Place:
+        # Not fork: a forked process inherits torch's thread pools and CUDA contexts in a broken state.
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs, self._make, device, self._threads))
+        process.start()
+        theirs.close()
+        return Place(process, ours)
+
+    def _lost(self, place: Place, task: ClientTask) -> ClientFailure:
+        place.process.join()
+        number = self._places.index(place)
+        self._places[number] = self._open(self._devices[number])
+        told = f"its process ended with status {place.process.exitcode}"
+        return ClientFailure(task.client, "WorkerDied", told, 0.0)
+
+
+@factory
+def configured(config: Mapping[str, Any], client: Client, places: int = 2, threads: int | None = None) -> Workers:
+    """Places for the clients of a resolved configuration, on GPUs one after the other; `client` stays at home."""
+    gpus = torch.cuda.device_count() if configured_device(config) != "cpu" else 0
+    devices = [f"cuda:{place % gpus}" if gpus else "cpu" for place in range(places)]
+    return Workers(partial(configured_client, dict(config)), devices, threads)
+
+
+def configured_client(config: Mapping[str, Any], device: str) -> Client:
+    """The client of a configuration in a process of its own."""
+    return make_resident(config, make_workload(config), device).client
+
+
+def work(pipe: Connection, make: Callable[[str], Client], device: str, threads: int) -> None:
+    """A worker's life: tasks in, outcomes out, until the pipe is closed. States travel as safetensors.
+
+    What ends the federation (InputError: a frozen parameter that changed, missing data) is told as an error.
+    """
+    torch.set_num_threads(threads)
+    client: Client | None = None
+    while True:
+        try:
+            task = pipe.recv()
+        except EOFError:
+            return
+        try:
+            client = client or make(device)
+            outcome = client.run(replace(task, state=load(task.state)))
+        except InputError as error:
+            pipe.send(("error", str(error)))
+        except Exception:
+            pipe.send(("error", f"federation: a worker failed: {traceback.format_exc()}"))
+        else:
+            update = isinstance(outcome, ClientUpdate)
+            pipe.send(("outcome", replace(outcome, state=save(outcome.state)) if update else outcome))

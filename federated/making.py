@@ -1,0 +1,63 @@
+"""The client that a configuration describes, made wherever clients run: here, in a worker process, on a node."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+
+from datamodules.errors import InputError
+from federated.adapter import Adapter
+from federated.client import Client
+from federated.workloads.base import Workload
+from tracking.build import build
+
+DEVICES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda:0", "cuda": "cuda:0"}
+
+
+@dataclass(frozen=True)
+class Resident:
+    """The one module of a place, its adapter, and the client that trains it as any client of the federation."""
+
+    module: pl.LightningModule
+    adapter: Adapter
+    client: Client
+
+
+def make_workload(config: Mapping[str, Any]) -> Workload:
+    """What a resolved configuration federates."""
+    return build(config["workload"], config=OmegaConf.create(dict(config)))
+
+
+def make_resident(config: Mapping[str, Any], workload: Workload, device: str | None = None) -> Resident:
+    """config: resolved; device: a torch device, None for the configured one."""
+    settings = config["federated"]
+    module = workload.module()
+    adapter = Adapter(module, carry=settings["carry"], local_buffers=settings["local_buffers"])
+    client = Client(
+        module,
+        adapter,
+        workload.clients,
+        terms=build(settings["terms"]),
+        device=device or configured_device(config),
+        time_limit=settings["time_limit"],
+        options=trainer_options(config) | {"max_epochs": settings["epochs"]},
+    )
+    return Resident(module, adapter, client)
+
+
+def configured_device(config: Mapping[str, Any]) -> str:
+    """The one device of every client. Raises InputError for an accelerator that a client cannot have."""
+    accelerator = config["trainer"].get("accelerator", "auto")
+    if accelerator not in DEVICES:
+        raise InputError(f"federation: expected trainer.accelerator of {', '.join(DEVICES)}, found {accelerator!r}")
+    return DEVICES[accelerator]
+
+
+def trainer_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a client's trainer takes of the configured one."""
+    options = {name: value for name, value in config["trainer"].items() if name != "accelerator"}
+    if options.get("devices") == 1:
+        del options["devices"]  # any other number is the client's to refuse
+    return options

@@ -1,0 +1,116 @@
+"""Clients in worker processes: the bytes of the sequential engine, failures and deaths as values."""
+
+import os
+import signal
+from functools import partial
+
+import pytest
+import test_federate_door as door_tests
+import torch
+from toy_federation import Toy, dataset, federation, same, shares
+
+import federate
+from datamodules.errors import InputError
+from federated.adapter import Adapter
+from federated.client import Client, ClientTask
+from federated.data import PartitionedData
+from federated.engines.workers import Workers
+
+root = door_tests.root
+
+
+class Failing(Toy):
+    """Client 1 of the toy raises an error, client 2 dies."""
+
+    def training_step(self, batch, batch_idx):
+        size = len(self.trainer.train_dataloader.dataset)
+        if size == len(shares(4)[1]):
+            raise RuntimeError("no more")
+        if size == len(shares(4)[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().training_step(batch, batch_idx)
+
+
+class Changing(Toy):
+    """Its frozen layer does not stay as it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.net[0].requires_grad_(False)
+
+    def on_train_end(self):
+        with torch.no_grad():
+            self.net[0].weight.add_(1)
+
+
+def client(kind, device: str) -> Client:
+    module = kind()
+    data = PartitionedData(dataset(), shares(4), batch_size=8)
+    return Client(module, Adapter(module), data, device=device)
+
+
+@pytest.fixture
+def workers():
+    """Two places for clients of a kind of module."""
+    opened = []
+
+    def make(kind, places: int = 2) -> Workers:
+        opened.append(Workers(partial(client, kind), ["cpu"] * places, threads=1))
+        return opened[-1]
+
+    yield make
+    for engine in opened:
+        engine.close()
+
+
+def test_the_bytes_of_the_sequential_engine(workers):
+    alone = federation(rounds=2).run()
+    together = federation(rounds=2, engine=workers(Toy)).run()
+    assert same(alone.models["global"], together.models["global"])
+    told = [
+        [{name: value for name, value in outcome.items() if name != "seconds"} for outcome in record["outcomes"]]
+        for record in alone.records + together.records
+    ]
+    assert told[:2] == told[2:]
+
+
+def test_clients_train_at_the_same_time_and_never_more_than_there_are_places(workers):
+    engine = workers(Toy)
+    state = Adapter(Toy()).extract()
+    for number in range(2):
+        engine.submit(ClientTask(0, number, state, 1.0, 3))
+    with pytest.raises(RuntimeError, match="all 2 places are taken"):
+        engine.submit(ClientTask(0, 2, state, 1.0, 3))
+    assert {engine.collect().client, engine.collect().client} == {0, 1}
+    with pytest.raises(RuntimeError, match="no client was submitted"):
+        engine.collect()
+
+
+def test_an_error_and_a_death_are_failed_clients(workers):
+    result = federation(module=Failing(), engine=workers(Failing)).run()
+    outcomes = result.records[0]["outcomes"]
+    assert [outcome.get("error") for outcome in outcomes] == [None, "RuntimeError", "WorkerDied", None]
+    assert "status -9" in outcomes[2]["message"]
+
+
+def test_what_ends_a_federation_ends_it_here_too(workers):
+    with pytest.raises(InputError, match="frozen parameter"):
+        federation(module=Changing(), engine=workers(Changing, 1)).run()
+
+
+def test_no_place_is_an_error():
+    with pytest.raises(InputError, match=r"raise engine\.places"):
+        Workers(partial(client, Toy), [])
+
+
+def test_the_door_gives_the_same_run_and_record(root):
+    """On prepared clips: the engine is no part of the key."""
+    folders = [f"paths.{kind}={root}/{{}}/{kind}" for kind in ("runs", "records")]
+    results = []
+    for engine in ("in_process", "workers"):
+        where = [folder.format(engine) for folder in folders]
+        results.append(federate.main.run(door_tests.composed(root, f"federated/engine={engine}", *where)))
+    one, other = results
+    assert one["key"] == other["key"] and one["test/knn1"] == other["test/knn1"]
+    weights = [torch.load(result["checkpoint"]["global"], weights_only=True)["state_dict"] for result in results]
+    assert same(*weights)
