@@ -19,6 +19,7 @@ from datamodules.miniature import skeletons
 from hydra_plugins.skelfed_sweeps.processes import Processes, interpreter
 from tracking import records
 from tracking.errors import UsageError
+from tracking.report import text
 
 ROOT = Path(__file__).parents[1]
 SWEEPS = sorted(path.stem for path in (ROOT / "conf/sweep").glob("*.yaml"))
@@ -221,8 +222,8 @@ def test_a_sweep_killed_half_way_runs_only_what_is_missing(tmp_path):
     told = [(tmp_path / f"multirun/{job}.log").read_text() for job in range(6)]
     assert sum("found: " in text for text in told) == len(before)
     page = Path(report.main.run(test_chain.config("report", tmp_path, "name=ntu60"))["report"]).read_text()
-    rows = [line for line in page.splitlines() if line.startswith("|") and "test/knn1" in line]
-    assert len(rows) == 3 and all("method.temperature=" in row and "±" in row for row in rows)
+    rows = [line for line in page.splitlines() if line.startswith("|") and text("test/knn1") in line]
+    assert len(rows) == 3 and all(text("method.temperature=") in row and "±" in row for row in rows)
 
 
 def commands() -> list[str]:

@@ -63,6 +63,7 @@ def workers():
         engine.close()
 
 
+@pytest.mark.slow
 def test_the_bytes_of_the_sequential_engine(workers):
     alone = federation(rounds=2).run()
     together = federation(rounds=2, engine=workers(Toy)).run()
@@ -74,6 +75,7 @@ def test_the_bytes_of_the_sequential_engine(workers):
     assert told[:2] == told[2:]
 
 
+@pytest.mark.slow
 def test_clients_train_at_the_same_time_and_never_more_than_there_are_places(workers):
     engine = workers(Toy)
     state = Adapter(Toy()).extract()
@@ -86,6 +88,7 @@ def test_clients_train_at_the_same_time_and_never_more_than_there_are_places(wor
         engine.collect()
 
 
+@pytest.mark.slow
 def test_an_error_and_a_death_are_failed_clients(workers):
     result = federation(module=Failing(), engine=workers(Failing)).run()
     outcomes = result.records[0]["outcomes"]
@@ -93,6 +96,7 @@ def test_an_error_and_a_death_are_failed_clients(workers):
     assert "status -9" in outcomes[2]["message"]
 
 
+@pytest.mark.slow
 def test_what_ends_a_federation_ends_it_here_too(workers):
     with pytest.raises(InputError, match="frozen parameter"):
         federation(module=Changing(), engine=workers(Changing, 1)).run()
@@ -103,6 +107,7 @@ def test_no_place_is_an_error():
         Workers(partial(client, Toy), [])
 
 
+@pytest.mark.slow
 def test_the_door_gives_the_same_run_and_record(root):
     """On prepared clips: the engine is no part of the key."""
     folders = [f"paths.{kind}={root}/{{}}/{kind}" for kind in ("runs", "records")]
