@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import Logger
 
 from datamodules.errors import InputError
 from federated.curves import curves, values
+from federated.engines.base import Engine
 from federated.ledger import Ledger
 from federated.making import make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
@@ -72,8 +73,8 @@ class Run:
         )
 
 
-def federation(run: Run) -> Orchestrator:
-    """The round loop of these settings, its ledger in the run's folder."""
+def federation(run: Run, engine: Engine | None = None) -> Orchestrator:
+    """The round loop of these settings, its ledger in the run's folder; engine: in place of the configured one."""
     settings, workload = run.federated, run.workload
     if settings["rounds"] < 0 or settings["epochs"] < 1:
         found = f"{settings['rounds']} rounds of {settings['epochs']} epochs"
@@ -82,7 +83,7 @@ def federation(run: Run) -> Orchestrator:
     return Orchestrator(
         resident.module,
         resident.adapter,
-        build(settings["engine"], client=resident.client, config=run.config),
+        engine or build(settings["engine"], client=resident.client, config=run.config),
         build(settings["strategy"]),
         clients=len(workload.manifest["sizes"]),
         rounds=settings["rounds"],
@@ -92,6 +93,7 @@ def federation(run: Run) -> Orchestrator:
         evaluate=workload.evaluate,
         evaluate_every=settings["evaluate_every"],
         max_failed=settings["max_failed"],
+        privacy=build(settings["privacy"]),
         ledger=Ledger(run.folder / "ledger.safetensors", run.key),
     )
 
@@ -102,6 +104,12 @@ def client_loss(record: dict) -> Metrics:
     samples = sum(outcome["num_samples"] for outcome in back)
     total = sum(outcome["num_samples"] * outcome["metrics"]["train/loss"] for outcome in back)
     return {"train/loss": total / samples} if back else {}
+
+
+def privacy_spent(records: list[dict]) -> Metrics:
+    """Epsilon of client-level privacy after the last round, where it is kept."""
+    spent = records[-1].get("epsilon") if records else None
+    return {} if spent is None else {"epsilon": spent}
 
 
 @dataclass
@@ -143,6 +151,7 @@ def summary(result: FederatedResult, described: dict) -> Metrics:
         "bytes_up": sum(record["bytes_up"] for record in result.records),
         "bytes_down": sum(record["bytes_down"] for record in result.records),
         **(client_loss(result.records[-1]) if result.records else {}),
+        **privacy_spent(result.records),
         **result.metrics,
     }
 
@@ -150,6 +159,11 @@ def summary(result: FederatedResult, described: dict) -> Metrics:
 @door("federate", expected=(InputError,), conf=Path(__file__).parent / "conf")
 def main(config: DictConfig) -> dict:
     """Run all rounds; returns the record's metrics, the run's key and folder, and where its models are kept."""
+    return federate(config)
+
+
+def federate(config: DictConfig, engine: Engine | None = None) -> dict:
+    """What the door does, on the configured engine or on this one."""
     run = Run.of(config)
     if run.workload.miniature:
         title = config.data.title
@@ -160,7 +174,7 @@ def main(config: DictConfig) -> dict:
         print(f"found: {run.folder} (fresh=true runs again)")
         return told(run, found[0])
     manifest = run.workload.manifest
-    orchestrator = federation(run)
+    orchestrator = federation(run, engine)
     if config.fresh:
         set_aside(run.folder)
     sizes = manifest["sizes"]

@@ -18,6 +18,7 @@ from federated.device import kept_modes
 from federated.engines.base import Engine
 from federated.ledger import Ledger, Progress
 from federated.lora_gap import with_products, without_products
+from federated.privacy import ClientLevelPrivacy
 from federated.schedule import AllClients, ConstantRate
 from federated.seeding import EVALUATION, seed_of, seeded
 from federated.state import State, num_bytes
@@ -53,7 +54,7 @@ class Orchestrator:
     every `evaluate_every` rounds (0: after the last alone) with the global state loaded.
     max_failed: the largest share of a round's clients that may fail; above it the run stops with TooManyFailuresError
     and a relaunch repeats the round. track_gap: log how far mean(BA) is from mean(B) mean(A); costs one (out, in)
-    matrix a LoRA pair.
+    matrix a LoRA pair. privacy: of the clients' updates; the gap, which is told in the clear, is then not logged.
     """
 
     module: pl.LightningModule
@@ -70,7 +71,13 @@ class Orchestrator:
     max_failed: float = 0.5
     ledger: Ledger | None = None
     track_gap: bool = True
+    privacy: ClientLevelPrivacy | None = None
     initial: State = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.privacy and self.adapter.buffers - self.adapter.local:
+            found = "found shared ones, whose variances noise would make negative"
+            raise InputError(f"privacy: expected buffers that stay with clients, {found}: set local_buffers=true")
 
     def run(self, on_round: Callable[[dict], None] | None = None) -> FederatedResult:
         """Run or resume; `on_round` is given the record of every round as it is committed.
@@ -118,6 +125,7 @@ class Orchestrator:
             "bytes_down": num_bytes(progress.shared) * len(chosen),
             "bytes_up": bytes_up,
             "lora_gap": gap,
+            "epsilon": self._epsilon(progress.records, outcomes),
             "metrics": _mean(by_model),
             "by_model": by_model,
             "seconds": time.monotonic() - start,
@@ -127,7 +135,7 @@ class Orchestrator:
 
     def _train(self, progress: Progress, chosen: list[int], rate: float) -> tuple[State | None, list[dict], int]:
         """Mean of the survivors (None without one), what became of each client, bytes received."""
-        fold = OrderedMean(chosen, extend=with_products if self.track_gap else None)
+        fold = OrderedMean(chosen, extend=with_products if self.track_gap and not self.privacy else None)
         waiting, outcomes, bytes_up = sorted(chosen), {}, 0
         personal = self._personal()
         for _ in chosen:
@@ -142,8 +150,14 @@ class Orchestrator:
             if personal:
                 progress.personal[outcome.client] = {name: outcome.state[name] for name in sorted(personal)}
             bytes_up += num_bytes(shared)
-            fold.add(outcome.client, shared, outcome.num_samples if self.strategy.weighted else 1)
-        return fold.result(), [outcomes[client] for client in sorted(outcomes)], bytes_up
+            if self.privacy:
+                fold.add(outcome.client, self.privacy.bounded(shared, progress.shared), 1)
+            else:
+                fold.add(outcome.client, shared, outcome.num_samples if self.strategy.weighted else 1)
+        mean = fold.result()
+        if self.privacy and mean is not None:
+            mean = self.privacy.released(mean, fold.folded, progress.shared, len(chosen))
+        return mean, [outcomes[client] for client in sorted(outcomes)], bytes_up
 
     def _task(self, progress: Progress, client: int, rate: float) -> ClientTask:
         state = progress.shared | progress.personal.get(client, progress.fresh)
@@ -165,6 +179,13 @@ class Orchestrator:
         parameters = {name: progress.shared[name].to(torch.float64) for name in trained}
         moved, progress.memory = self.strategy.step(parameters, {name: mean[name] for name in trained}, progress.memory)
         progress.shared = {name: (mean | moved)[name].to(old.dtype) for name, old in progress.shared.items()}
+
+    def _epsilon(self, earlier: list[dict], outcomes: list[dict]) -> float | None:
+        """Spent with this round, None without privacy and without noise."""
+        if self.privacy is None or self.privacy.noise == 0:
+            return None
+        rounds = [*(record["outcomes"] for record in earlier), outcomes]
+        return self.privacy.epsilon([outcome["client"] for outcome in outcomes] for outcomes in rounds)
 
     def _stop_if_too_many_failed(self, number: int, outcomes: list[dict]) -> None:
         failed = [outcome for outcome in outcomes if "error" in outcome]

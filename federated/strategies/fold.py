@@ -23,6 +23,7 @@ class OrderedMean:
         self._waiting: dict[int, tuple[State, float] | None] = {}
         self._sums: State = {}
         self._weight = 0.0
+        self.folded = 0
         self.most_waiting = 0
 
     @property
@@ -59,6 +60,7 @@ class OrderedMean:
 
     def _fold(self, state: State, weight: float) -> None:
         self._weight += weight
+        self.folded += 1
         for name, tensor in (self._extend(state) if self._extend else state).items():
             term = tensor.to(torch.float64) * weight
             self._sums[name] = self._sums[name].add_(term) if name in self._sums else term

@@ -1,0 +1,330 @@
+"""Clients on other machines, by Flower's messages (flwr 1.41): the rounds, rules and ledger stay ours.
+
+The orchestrator runs inside a ServerApp and this engine sends its tasks to nodes; a node's ClientApp trains the same
+`Client` as every other engine. Telemetry and update checks of Flower are off unless the environment says otherwise.
+"""
+
+import os
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when flwr is imported
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import shlex
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.task_identity import TaskIdentity
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from datamodules.errors import InputError
+from federated.client import Client, ClientFailure, ClientTask, ClientUpdate, Outcome
+from federated.making import make_resident, make_workload
+from federated.state import State
+from tracking import identity
+from tracking.build import factory
+from tracking.doors import CONF, summary
+
+RAW = "skelfed.little-endian"  # how our arrays are written: numpy, Flower's own way, has no bfloat16
+PAUSE = 0.2  # seconds between two looks for replies
+WAIT = 600.0  # seconds to wait for the nodes
+
+
+# --- what travels ---------------------------------------------------------------------------------------------------
+
+
+def to_record(state: State) -> ArrayRecord:
+    """A state for the wire, bit by bit, whatever its types."""
+    return ArrayRecord({name: _array(tensor) for name, tensor in state.items()})
+
+
+def from_record(record: ArrayRecord) -> State:
+    """The state that `to_record` wrote; raises InputError for arrays of another kind."""
+    return {name: _tensor(name, array) for name, array in record.items()}
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return Array(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), RAW, raw.numpy().tobytes())
+
+
+def _tensor(name: str, array: Array) -> torch.Tensor:
+    dtype = getattr(torch, array.dtype, None)
+    if array.stype != RAW or not isinstance(dtype, torch.dtype):
+        raise InputError(
+            f"federation: expected '{name}' as {RAW}, found {array.stype} of {array.dtype}; update the node"
+        )
+    raw = (
+        torch.frombuffer(bytearray(array.data), dtype=torch.uint8) if array.data else torch.empty(0, dtype=torch.uint8)
+    )
+    return raw.view(dtype).reshape(array.shape)
+
+
+def task_content(task: ClientTask) -> RecordDict:
+    """A task as the content of a message."""
+    facts = {"round": task.round_number, "client": task.client, "rate": float(task.rate), "seed": task.seed}
+    return RecordDict({"state": to_record(task.state), "task": ConfigRecord(facts)})
+
+
+def task_of(content: RecordDict) -> ClientTask:
+    facts: Mapping[str, Any] = content["task"]
+    state = from_record(content["state"])
+    return ClientTask(facts["round"], facts["client"], state, facts["rate"], facts["seed"])
+
+
+def outcome_content(outcome: Outcome) -> RecordDict:
+    """An outcome as the content of a reply."""
+    if isinstance(outcome, ClientFailure):
+        return RecordDict({"failure": ConfigRecord(dict(vars(outcome)))})
+    facts = {name: getattr(outcome, name) for name in ("client", "num_samples", "steps", "seconds")}
+    return RecordDict(
+        {
+            "state": to_record(outcome.state),
+            "update": ConfigRecord(facts),
+            "metrics": MetricRecord(dict(outcome.metrics)),
+        }
+    )
+
+
+def outcome_of(content: RecordDict) -> Outcome:
+    if "failure" in content:
+        return ClientFailure(**content["failure"])
+    return ClientUpdate(state=from_record(content["state"]), metrics=dict(content["metrics"]), **content["update"])
+
+
+# --- the engine -----------------------------------------------------------------------------------------------------
+
+
+class Flower:
+    """Engine whose clients train on the nodes of a grid, `capacity` of them at the same time.
+
+    node: client -> id of its node. header: records that travel with every task. A node that is lost or fails is a
+    failed client.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        node: Callable[[int], int],
+        capacity: int,
+        header: Mapping[str, ConfigRecord] | None = None,
+    ):
+        self._grid, self._node, self._header = grid, node, dict(header or {})
+        self._sent: dict[str, tuple[int, float]] = {}
+        self._replies: list[Message] = []
+        self.capacity = capacity
+
+    def submit(self, task: ClientTask) -> None:
+        content = task_content(task)
+        content.update(self._header)
+        message = Message(content, self._node(task.client), "train", group_id=str(task.round_number))
+        (sent,) = self._grid.push_messages([message])
+        self._sent[sent] = task.client, time.monotonic()
+
+    def collect(self) -> Outcome:
+        if not self._sent:
+            raise RuntimeError("no client was submitted")
+        while not self._replies:  # all those that came since are in it
+            self._replies = list(self._grid.pull_messages(list(self._sent)))
+            if not self._replies:
+                time.sleep(PAUSE)
+        return self._outcome(self._replies.pop(0))
+
+    def close(self) -> None:
+        """The grid belongs to whoever made it."""
+
+    def _outcome(self, reply: Message) -> Outcome:
+        client, began = self._sent.pop(reply.metadata.reply_to_message_id)
+        if reply.has_error():
+            reason = " ".join(str(reply.error.reason).split())[:500]
+            return ClientFailure(client, "NodeError", reason, time.monotonic() - began)
+        try:
+            return outcome_of(reply.content)
+        except (InputError, KeyError, TypeError) as error:
+            return ClientFailure(client, type(error).__name__, str(error), time.monotonic() - began)
+
+
+# --- on a node ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a node trains: its client of the federation, and what both sides must agree on."""
+
+    client: Client
+    number: int
+    settings: str
+    data: str
+    base_model: str
+
+
+def client_app(site: Callable[[Message, Context], Site]) -> ClientApp:
+    """The node's side: who it is (`query`), and training (`train`)."""
+    app = ClientApp()
+
+    @app.query()
+    def describe(message: Message, context: Context) -> Message:
+        own = site(message, context)
+        told = {"client": own.number, "settings": own.settings, "data": own.data, "base_model": own.base_model}
+        return Message(RecordDict({"site": ConfigRecord(told)}), reply_to=message)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        outcome = site(message, context).client.run(task_of(message.content))
+        return Message(outcome_content(outcome), reply_to=message)
+
+    return app
+
+
+def configured_site(message: Message, context: Context) -> Site:
+    """The site of a node whose prepared data lie on its own disk.
+
+    The message brings the run's overrides; the node composes them with its own conf/ and with what its --node-config
+    holds: `partition-id`, its client, and `overrides`, where its files are (raw=..., paths.root=...).
+    """
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    own = shlex.split(str(context.node_config.get("overrides", "")))
+    config = composed([*message.content["run"]["overrides"], *own])
+    workload = make_workload(resolved(config))
+    return Site(
+        make_resident(resolved(config), workload).client,
+        int(context.node_config["partition-id"]),
+        settings_digest(config),
+        workload.fingerprint,
+        workload.base_model,
+    )
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    """The configuration of federate.py with these overrides."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("federate", overrides)
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain containers."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return plain
+
+
+def settings_digest(config: DictConfig) -> str:
+    """What server and nodes must share of the settings: all but where files lie and who watches."""
+    return identity.digest(identity.essence(config))
+
+
+# --- on the server --------------------------------------------------------------------------------------------------
+
+
+def server_app(run: Callable[[DictConfig, Flower], Any]) -> ServerApp:
+    """The server's side: `run` is federate.py with the engine given.
+
+    Run configuration: `overrides`, those of federate.py; `nodes`, how many take part, one a client.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        overrides = shlex.split(str(context.run_config["overrides"]))
+        config, header = composed(overrides), {"run": ConfigRecord({"overrides": overrides})}
+        workload = make_workload(resolved(config))
+        sites = meet(grid, int(context.run_config["nodes"]), header)
+        check(sites, settings_digest(config), workload.fingerprint, workload.base_model)
+        nodes = {site["client"]: node for node, site in sites.items()}
+        print(summary(run(config, Flower(grid, nodes.__getitem__, len(nodes), header))), flush=True)
+
+    return app
+
+
+def meet(grid: Grid, count: int, header: Mapping[str, ConfigRecord], wait: float = WAIT) -> dict[int, Mapping]:
+    """Wait for `count` nodes and ask each who it is: node id -> what it told."""
+    limit = time.monotonic() + wait
+    while len(nodes := list(grid.get_node_ids())) < count:
+        if time.monotonic() > limit:
+            raise InputError(f"federation: expected {count} nodes, found {len(nodes)} after {wait:.0f} s; start them")
+        time.sleep(PAUSE)
+    questions = [Message(RecordDict(dict(header)), node, "query") for node in nodes]
+    sites: dict[int, Mapping] = {}
+    for reply in grid.send_and_receive(questions, timeout=wait):
+        if reply.has_error():
+            raise InputError(f"federation: a node cannot take part: {' '.join(str(reply.error.reason).split())}")
+        sites[reply.metadata.src_node_id] = reply.content["site"]
+    if len(sites) < count:
+        raise InputError(f"federation: expected answers of {count} nodes, found {len(sites)}; see their logs")
+    return sites
+
+
+def check(sites: Mapping[int, Mapping], settings: str, data: str, base_model: str) -> None:
+    """Raises InputError unless every client has one node, with the server's settings, data and base model."""
+    numbers = sorted(site["client"] for site in sites.values())
+    if numbers != list(range(len(sites))):
+        raise InputError(f"federation: expected clients 0 to {len(sites) - 1}, found {numbers}; give each its number")
+    agreed = {"settings": settings, "data": data, "base_model": base_model}
+    for site in sites.values():
+        for name, ours in agreed.items():
+            if site[name] != ours:
+                found = f"found another at client {site['client']} ({site[name][:12]}, ours {ours[:12]})"
+                raise InputError(f"federation: expected the server's {name}, {found}; install and prepare the same")
+
+
+# --- both in this process -------------------------------------------------------------------------------------------
+
+
+class LocalGrid(Grid):
+    """A grid without a network: nodes are ClientApps called in this process, one after the other."""
+
+    def __init__(self, apps: Mapping[int, tuple[ClientApp, Context]]):
+        # Flower's messages ask who sends them; flwr.supercore is private, hence the pin of flwr to one minor version.
+        TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+        self._apps = apps
+        self._waiting: dict[str, Message] = {}
+        self._pushed = 0
+
+    def set_run(self, run: Any) -> None:
+        """There is one run."""
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError("a local grid knows no run")
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._apps)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        names = []
+        for message in messages:
+            self._pushed += 1
+            message.metadata.__dict__["_message_id"] = str(self._pushed)
+            self._waiting[str(self._pushed)] = message
+            names.append(str(self._pushed))
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The reply to the first of them: a node works when it is asked for."""
+        for name in message_ids:
+            if message := self._waiting.pop(name, None):
+                app, context = self._apps[message.metadata.dst_node_id]
+                return [app(message, context)]
+        return []
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return [reply for name in self.push_messages(messages) for reply in self.pull_messages([name])]
+
+
+@factory
+def simulated(config: Mapping[str, Any], client: Client) -> Flower:
+    """Flower's messages and apps around the one resident client, without a network or other processes."""
+    site = Site(client, 0, "", "", "")
+    app = client_app(lambda message, context: site)
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    return Flower(LocalGrid({1: (app, context)}), lambda number: 1, capacity=1)

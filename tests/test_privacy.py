@@ -1,0 +1,122 @@
+"""Client-level privacy: the bound on one client's influence, the noise, and the accountant against an integral."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+from toy_federation import Toy, federation, same
+
+from datamodules.errors import InputError
+from federated.adapter import Adapter
+from federated.privacy import ClientLevelPrivacy, gaussian_delta, gaussian_epsilon
+
+
+def states(seed: int, size: float = 1.0) -> dict[str, torch.Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    return {name: size * torch.randn(shape, generator=source) for name, shape in (("a", (3, 4)), ("b", (5,)))}
+
+
+def norm(state) -> float:
+    return torch.cat([part.flatten() for part in state.values()]).norm().item()
+
+
+def test_a_change_is_no_longer_than_the_clip_and_keeps_its_direction():
+    begin = states(0)
+    rule = ClientLevelPrivacy(clip=0.5, noise=1.0)
+    bounded = rule.bounded(states(1), begin)
+    assert norm(bounded) == pytest.approx(0.5)
+    change = {name: states(1)[name].double() - begin[name].double() for name in begin}
+    assert torch.allclose(bounded["a"] / bounded["a"][0, 0], change["a"] / change["a"][0, 0])
+    near = {name: tensor + 1e-3 for name, tensor in begin.items()}
+    assert norm(rule.bounded(near, begin)) == pytest.approx(1e-3 * math.sqrt(17), rel=1e-4)
+    assert norm(rule.bounded(begin, begin)) == 0
+
+
+def test_one_client_moves_the_sum_by_no_more_than_the_clip():
+    """Whatever it sends: the sensitivity that the noise is made for."""
+    begin, rule = states(0), ClientLevelPrivacy(clip=0.7, noise=1.0)
+    for size in (1e-4, 1.0, 1e6):
+        assert norm(rule.bounded(states(2, size), begin)) <= 0.7 * (1 + 1e-12)
+
+
+def test_the_noise_is_gaussian_with_the_clips_spread_and_never_the_same():
+    begin = {"a": torch.zeros(100_000)}
+    total = {"a": torch.zeros(100_000, dtype=torch.float64)}
+    rule = ClientLevelPrivacy(clip=0.5, noise=2.0)
+    one, other = (rule.released(total, 4, begin, chosen=4)["a"] for _ in range(2))
+    assert not torch.equal(one, other)
+    assert one.std().item() == pytest.approx(2.0 * 0.5 / 4, rel=0.02)
+    assert stats.kstest(one.numpy() * 4, "norm").pvalue > 1e-4
+
+
+def slow_delta(mu: float, epsilon: float) -> float:
+    """E[(1 - exp(epsilon - L))+] over the privacy loss L ~ N(mu^2 / 2, mu^2), the definition of the tight delta."""
+    density = stats.norm(mu**2 / 2, mu).pdf
+    upper = mu**2 / 2 + 40 * mu
+    if epsilon >= upper:
+        return 0.0
+    value, _ = integrate.quad(lambda loss: -math.expm1(epsilon - loss) * density(loss), epsilon, upper, limit=500)
+    return value
+
+
+@pytest.mark.parametrize("mu", [0.1, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("epsilon", [0.0, 0.2, 1.0, 4.0])
+def test_the_accountant_is_the_integral(mu, epsilon):
+    assert gaussian_delta(mu, epsilon) == pytest.approx(slow_delta(mu, epsilon), rel=1e-5, abs=1e-11)
+
+
+def test_epsilon_is_where_delta_is_reached():
+    for mu in (0.01, 0.3, 1.0, 5.0, 40.0):
+        epsilon = gaussian_epsilon(mu, 1e-5)
+        assert gaussian_delta(mu, epsilon) <= 1e-5
+        assert epsilon == 0 or gaussian_delta(mu, epsilon * 0.999) > 1e-5
+
+
+def test_epsilon_is_that_of_the_client_that_took_part_most_often():
+    rule = ClientLevelPrivacy(clip=1.0, noise=2.0)
+    assert rule.epsilon([[0, 1], [1, 2], [1]]) == pytest.approx(gaussian_epsilon(math.sqrt(3) / 2, 1e-5))
+    assert rule.epsilon([]) == 0
+    assert ClientLevelPrivacy(clip=1.0, noise=0.0).epsilon([[0]]) == math.inf
+
+
+def private(rule, **options):
+    module = Toy()
+    options = {"adapter": Adapter(module, local_buffers=True), "evaluate": None} | options
+    return federation(module=module, privacy=rule, **options)
+
+
+def test_without_noise_and_with_a_long_clip_it_is_the_plain_mean_of_the_clients():
+    equal = np.split(np.arange(60), 4)
+    loose = private(ClientLevelPrivacy(clip=1e6, noise=0.0), pieces=equal, rounds=2).run().models["client 0"]
+    plain = private(None, pieces=equal, rounds=2).run().models["client 0"]
+    assert all(torch.allclose(loose[name], plain[name], atol=1e-6) for name in plain)
+
+
+def test_a_client_that_fails_is_one_that_changes_nothing():
+    begin, rule = states(0), ClientLevelPrivacy(clip=1.0, noise=0.0)
+    change = rule.bounded(states(1), begin)
+    released = rule.released(change, 1, begin, chosen=4)  # the mean of the one that came back
+    assert all(torch.allclose(released[name], begin[name].double() + change[name] / 4) for name in begin)
+
+
+def test_a_run_tells_its_epsilon_and_changes_with_the_noise():
+    rule = ClientLevelPrivacy(clip=0.1, noise=1.0)
+    one, other = (private(rule, rounds=2).run() for _ in range(2))
+    assert one.records[1]["epsilon"] == pytest.approx(gaussian_epsilon(math.sqrt(2), 1e-5))
+    assert one.records[0]["epsilon"] < one.records[1]["epsilon"]
+    assert not same(one.models["client 0"], other.models["client 0"])
+    assert one.records[0]["lora_gap"] is None
+
+
+def test_shared_statistics_cannot_be_private():
+    module = Toy()
+    with pytest.raises(InputError, match="local_buffers=true"):
+        federation(module=module, privacy=ClientLevelPrivacy(1.0, 1.0))
+
+
+@pytest.mark.parametrize("wrong", [{"clip": 0}, {"noise": -1}, {"delta": 0}, {"delta": 1}])
+def test_what_is_no_setting_is_refused(wrong):
+    with pytest.raises(InputError, match="privacy: expected clip"):
+        ClientLevelPrivacy(**({"clip": 1.0, "noise": 1.0} | wrong))
