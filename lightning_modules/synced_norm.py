@@ -63,7 +63,7 @@ class Synced(_BatchNorm):
         if not self.training:
             return super().forward(input)
         normal, mean, var, count = _Normalise.apply(input, self.eps)
-        if self.track_running_stats and self.running_mean is not None:
+        if self.track_running_stats:
             self._remember(mean, var * count / (count - 1))
         if self.weight is None:
             return normal
@@ -72,8 +72,10 @@ class Synced(_BatchNorm):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, var: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
         self.num_batches_tracked.add_(1)
-        share = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
         self.running_var.lerp_(var.to(self.running_var.dtype), share)
 

@@ -57,24 +57,26 @@ def _array(tensor: torch.Tensor) -> Array:
 def _tensor(name: str, array: Array) -> torch.Tensor:
     dtype = getattr(torch, array.dtype, None)
     if array.stype != RAW or not isinstance(dtype, torch.dtype):
-        raise InputError(
-            f"federation: expected '{name}' as {RAW}, found {array.stype} of {array.dtype}; update the node"
-        )
-    raw = (
-        torch.frombuffer(bytearray(array.data), dtype=torch.uint8) if array.data else torch.empty(0, dtype=torch.uint8)
-    )
-    return raw.view(dtype).reshape(array.shape)
+        found = f"found {array.stype} of {array.dtype}"
+        raise InputError(f"federation: expected '{name}' as {RAW}, {found}; install the same skelfed everywhere")
+    if not array.data:
+        return torch.empty(array.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(array.data), dtype=torch.uint8).view(dtype).reshape(array.shape)
 
 
 def task_content(task: ClientTask) -> RecordDict:
     """A task as the content of a message."""
-    facts = {"round": task.round_number, "client": task.client, "rate": float(task.rate), "seed": task.seed}
+    facts: dict[str, Any] = {
+        "round": task.round_number,
+        "client": task.client,
+        "rate": float(task.rate),
+        "seed": task.seed,
+    }
     return RecordDict({"state": to_record(task.state), "task": ConfigRecord(facts)})
 
 
-def task_of(content: RecordDict) -> ClientTask:
-    facts: Mapping[str, Any] = content["task"]
-    state = from_record(content["state"])
+def task_of(content: Mapping[str, Any]) -> ClientTask:
+    facts, state = content["task"], from_record(content["state"])
     return ClientTask(facts["round"], facts["client"], state, facts["rate"], facts["seed"])
 
 
@@ -92,7 +94,7 @@ def outcome_content(outcome: Outcome) -> RecordDict:
     )
 
 
-def outcome_of(content: RecordDict) -> Outcome:
+def outcome_of(content: Mapping[str, Any]) -> Outcome:
     if "failure" in content:
         return ClientFailure(**content["failure"])
     return ClientUpdate(state=from_record(content["state"]), metrics=dict(content["metrics"]), **content["update"])
@@ -146,7 +148,7 @@ class Flower:
             return ClientFailure(client, "NodeError", reason, time.monotonic() - began)
         try:
             return outcome_of(reply.content)
-        except (InputError, KeyError, TypeError) as error:
+        except (InputError, KeyError, TypeError, ValueError, RuntimeError) as error:  # what a broken node may send
             return ClientFailure(client, type(error).__name__, str(error), time.monotonic() - began)
 
 
@@ -171,7 +173,7 @@ def client_app(site: Callable[[Message, Context], Site]) -> ClientApp:
     @app.query()
     def describe(message: Message, context: Context) -> Message:
         own = site(message, context)
-        told = {"client": own.number, "settings": own.settings, "data": own.data, "base_model": own.base_model}
+        told = {name: getattr(own, name) for name in ("number", "settings", "data", "base_model")}
         return Message(RecordDict({"site": ConfigRecord(told)}), reply_to=message)
 
     @app.train()
@@ -189,8 +191,9 @@ def configured_site(message: Message, context: Context) -> Site:
     holds: `partition-id`, its client, and `overrides`, where its files are (raw=..., paths.root=...).
     """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    run: Any = message.content["run"]
     own = shlex.split(str(context.node_config.get("overrides", "")))
-    config = composed([*message.content["run"]["overrides"], *own])
+    config = composed([*run["overrides"], *own])
     workload = make_workload(resolved(config))
     return Site(
         make_resident(resolved(config), workload).client,
@@ -235,7 +238,7 @@ def server_app(run: Callable[[DictConfig, Flower], Any]) -> ServerApp:
         workload = make_workload(resolved(config))
         sites = meet(grid, int(context.run_config["nodes"]), header)
         check(sites, settings_digest(config), workload.fingerprint, workload.base_model)
-        nodes = {site["client"]: node for node, site in sites.items()}
+        nodes = {site["number"]: node for node, site in sites.items()}
         print(summary(run(config, Flower(grid, nodes.__getitem__, len(nodes), header))), flush=True)
 
     return app
@@ -261,14 +264,14 @@ def meet(grid: Grid, count: int, header: Mapping[str, ConfigRecord], wait: float
 
 def check(sites: Mapping[int, Mapping], settings: str, data: str, base_model: str) -> None:
     """Raises InputError unless every client has one node, with the server's settings, data and base model."""
-    numbers = sorted(site["client"] for site in sites.values())
+    numbers = sorted(site["number"] for site in sites.values())
     if numbers != list(range(len(sites))):
         raise InputError(f"federation: expected clients 0 to {len(sites) - 1}, found {numbers}; give each its number")
     agreed = {"settings": settings, "data": data, "base_model": base_model}
     for site in sites.values():
         for name, ours in agreed.items():
             if site[name] != ours:
-                found = f"found another at client {site['client']} ({site[name][:12]}, ours {ours[:12]})"
+                found = f"found another at client {site['number']} ({site[name][:12]}, ours {ours[:12]})"
                 raise InputError(f"federation: expected the server's {name}, {found}; install and prepare the same")
 
 

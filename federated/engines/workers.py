@@ -132,5 +132,6 @@ def work(pipe: Connection, make: Callable[[str], Client], device: str, threads: 
         except Exception:
             pipe.send(("error", f"federation: a worker failed: {traceback.format_exc()}"))
         else:
-            update = isinstance(outcome, ClientUpdate)
-            pipe.send(("outcome", replace(outcome, state=save(outcome.state)) if update else outcome))
+            if isinstance(outcome, ClientUpdate):
+                outcome = replace(outcome, state=save(outcome.state))  # type: ignore[arg-type]
+            pipe.send(("outcome", outcome))
