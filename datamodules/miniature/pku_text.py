@@ -58,21 +58,18 @@ def _way(last: np.ndarray, first: np.ndarray, frames: int) -> np.ndarray:
 
 
 def files(
-    rng: np.random.Generator, stem: str, video: Video, sensors: dict[int, scenes.Camera], spoil: bool
+    rng: np.random.Generator, name: str, video: Video, sensor: scenes.Camera, spoil: bool
 ) -> Iterator[tuple[str, bytes]]:
-    """Skeleton and label file of each camera; `spoil` adds bad labels to those of the first."""
-    length = video.people.shape[1]
-    for letter, camera in CAMERAS.items():
-        bodies = []
-        for joints in video.people:
-            there = joints.any(axis=(1, 2))
-            bodies.append(np.where(there[:, None, None], scenes.film(rng, joints, sensors[camera]), 0))
-        lines = [f"{action},{start},{end},{rng.integers(0, 3)}" for action, start, end in video.labels]
-        if spoil and letter == next(iter(CAMERAS)):
-            lines += _bad_labels(length)
-        name = f"{stem}-{letter}.txt"
-        yield f"{SKELETONS}/{name}", text(np.stack(bodies, axis=1))
-        yield f"{LABELS}/{name}", ("\n".join(lines) + "\n").encode()
+    """Skeleton and label file of one video as one camera sees it; `spoil` adds bad labels."""
+    bodies = []
+    for joints in video.people:
+        there = joints.any(axis=(1, 2))
+        bodies.append(np.where(there[:, None, None], scenes.film(rng, joints, sensor), 0))
+    lines = [f"{action},{start},{end},{rng.integers(0, 3)}" for action, start, end in video.labels]
+    if spoil:
+        lines += _bad_labels(len(bodies[0]))
+    yield f"{SKELETONS}/{name}.txt", text(np.stack(bodies, axis=1))
+    yield f"{LABELS}/{name}.txt", ("\n".join(lines) + "\n").encode()
 
 
 def text(frames: np.ndarray) -> bytes:
@@ -93,9 +90,8 @@ def _broken_stems(phase: int) -> list[str]:
 
 
 def rejected(phase: int, first: str, labels: int) -> list[str]:
-    """Names of everything that is broken."""
-    spoilt = f"{first}-{next(iter(CAMERAS))}"
-    return sorted([f"{spoilt}.{labels + row:03}" for row in range(1, len(_bad_labels(0)) + 1)] + _broken_stems(phase))
+    """Names of everything that is broken; first: the video with bad labels, behind so many good ones."""
+    return sorted([f"{first}.{labels + row:03}" for row in range(1, len(_bad_labels(0)) + 1)] + _broken_stems(phase))
 
 
 def broken(phase: int) -> Iterator[tuple[str, bytes]]:
@@ -110,8 +106,7 @@ def broken(phase: int) -> Iterator[tuple[str, bytes]]:
 
 def splits(phase: int, learns: dict[str, bool]) -> Iterator[tuple[str, bytes]]:
     """The two split files; learns: for each video whether its performer trains."""
-    names = {f"{stem}-{letter}": learn for stem, learn in learns.items() for letter in CAMERAS}
-    names |= dict.fromkeys(_broken_stems(phase)[:2], True)
+    names = learns | dict.fromkeys(_broken_stems(phase)[:2], True)
     by_view = {name: not name.endswith("L") for name in names}
     suffix = "" if phase == 1 else "_v2"
     for by, trains in (("subject", names), ("view", by_view)):

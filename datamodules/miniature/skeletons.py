@@ -148,36 +148,38 @@ def write_pku(
     takes: int = 1,
     frames: tuple[int, int] = (30, 60),
 ) -> dict:
-    """Write a set in the format of PKU-MMD: videos of twelve (phase 2: ten) actions each, seen by three cameras.
+    """Write a set in the format of PKU-MMD: videos of twelve (phase 2: ten) actions each, before three cameras.
 
-    The first seven tenths of the performers train in the list by subject, cameras M and R in that by view. A few labels
-    and videos are broken; arguments and result otherwise as `write_ntu`.
+    Every camera sees a performance of its own, lest the split by view be a search for the same one. The first seven
+    tenths of the performers train in the list by subject, cameras M and R in that by view. A few labels and videos are
+    broken; arguments and result otherwise as `write_ntu`.
     """
     repertoire = actions.PKU_ACTIONS if phase == 1 else actions.PKU2_ACTIONS
     videos = [
-        (performer, take, pku_text.stem(phase, performer, take))
-        for performer, take in product(performers, range(1, takes + 1))
+        (performer, take, letter, f"{pku_text.stem(phase, performer, take)}-{letter}")
+        for performer, take, letter in product(performers, range(1, takes + 1), pku_text.CAMERAS)
     ]
     learn = performers[: max(1, len(performers) * 7 // 10)]
     report = {
         "banner": BANNER.format(f"PKU-MMD, phase {phase}"),
         "dataset": f"pku{phase}",
         "seed": seed,
-        "clips": len(videos) * len(pku_text.CAMERAS) * len(repertoire),
+        "clips": len(videos) * len(repertoire),
         "actions": {number: roles[0].name for number, roles in repertoire.items()},
-        "rejected": pku_text.rejected(phase, videos[0][2], len(repertoire)),
+        "rejected": pku_text.rejected(phase, videos[0][-1], len(repertoire)),
     }
 
     def files() -> Iterator[tuple[str, bytes]]:
-        for performer, take, stem in videos:
-            rng = np.random.default_rng([seed, 7, phase, performer, take])
+        for performer, take, letter, name in videos:
+            camera = pku_text.CAMERAS[letter]
+            rng = np.random.default_rng([seed, 7, phase, performer, take, camera])
             partner = performers[(performers.index(performer) + 1) % len(performers)]
             cast = [scenes.cast(seed, person) for person in (performer, partner)]
             video = pku_text.shoot(rng, cast, repertoire, frames)
-            sensors = scenes.cameras(np.random.default_rng([seed, 8, phase, take]))
-            yield from pku_text.files(rng, stem, video, sensors, spoil=stem == videos[0][2])
+            sensor = scenes.cameras(np.random.default_rng([seed, 8, phase, take]))[camera]
+            yield from pku_text.files(rng, name, video, sensor, spoil=name == videos[0][-1])
         yield from pku_text.broken(phase)
-        yield from pku_text.splits(phase, {stem: performer in learn for performer, _, stem in videos})
+        yield from pku_text.splits(phase, {name: performer in learn for performer, _, _, name in videos})
 
     return _write(Path(folder), report, {"performers": list(performers), "frames": list(frames)}, files)
 
