@@ -119,7 +119,7 @@ reproduce-kinetics: $(STAMP) ## Skeleton-Kinetics: the same chain [KINETICS_RAW=
 	$(call chain,kinetics,$(KINETICS_RAW),kinetics/$(METHOD),$(FRACTIONS))
 	$(call report,kinetics)
 
-UCLA_PRETRAINED := ucla/sds_cl,ucla/scd_net,ucla/a2mc$(if $(filter true,$(full)),$(comma)ucla/a2mc_released$(comma)ucla/skeleton_clr)
+UCLA_PRETRAINED := ucla/sds_cl,ucla/scd_net,ucla/a2mc$(if $(filter true,$(full)),$(comma)ucla/a2mc_released$(comma)ucla/skeleton_clr$(comma)ucla/aim_clr)
 UCLA_FRACTIONS := 0.05,0.15,0.3,0.4
 
 reproduce-ucla: $(STAMP) ## NW-UCLA: every method, at 5, 15, 30 and 40 labelled clips a class [UCLA_RAW=folder full=true scale=cpu]

@@ -64,6 +64,9 @@ class AimCLR(SkeletonCLR):
         queries = self.queries(clips, self.seen(self.extreme, batch, EXTREME_VIEW))
         return self.terms(queries, keys) | {"key": keys}
 
+    def augmented(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        return super().augmented(batch) | {"extreme": self.seen(self.extreme, batch, EXTREME_VIEW)}
+
     def terms(self, queries: Queries, keys: Tensor) -> dict[str, Tensor]:
         """{"contrast", "d3m_extreme", "d3m_dropped"}; keys: (N, dim)."""
         positives = [(query * keys).sum(1) for query in queries]

@@ -74,6 +74,8 @@ def test_extreme_view_has_numbers_of_its_own_and_the_stream_of_the_others():
     module, batch = aim_clr(stream="motion"), clips()
     extreme = module.seen(module.extreme, batch, EXTREME_VIEW)
     assert extreme.shape == (4, 3, FRAMES, 25, BODIES)
+    shown = module.augmented(batch)
+    assert list(shown) == ["query", "key", "extreme"] and torch.equal(shown["extreme"], extreme)
     assert (extreme[:, :, -1] == 0).all(), "the last frame of a motion stream"
     drawn = [module.draw(view, 4, number) for view, number in ((module.extreme, 2), (module.view, 0), (module.view, 1))]
     places = [draw[0]["place"] for draw in drawn]
