@@ -23,6 +23,7 @@ class FineTune:
     """Fresh linear layer on the subject's backbone, both trained with cross-entropy on a share of the labels.
 
     fraction: share of the training labels.
+    drop_last: leave out the last, smaller batch of an epoch, as published; False where labels are few.
     optimizer: partial. test_every: epochs between looks at the test side (for the best test epoch, the field's habit).
     Coordinates have no network to tune: their row is `coordinates_probe` on the same labels.
     """
@@ -33,6 +34,7 @@ class FineTune:
     schedule: Schedule
     seed: int
     batch_size: int
+    drop_last: bool
     coordinates_probe: LinearProbe
     test_every: int = 1
 
@@ -46,9 +48,8 @@ class FineTune:
             return self.coordinates_probe.measure(subject)
         pl.seed_everything(self.seed, verbose=False)
         classifier = Classifier(subject.make_backbone(), subject.num_classes, self.optimizer, self.schedule, self.seed)
-        data = subject.make_data(
-            batch_size=self.batch_size, fraction=self.fraction, drop_last=False, labelled=None, tested=True
-        )
+        batches = {"batch_size": self.batch_size, "drop_last": self.drop_last}
+        data = subject.make_data(**batches, fraction=self.fraction, labelled=None, tested=True)
         history = self._fit(classifier, data, subject)
         logits = classifier.eval().to(subject.device).logits
         scores = embed(logits, data.ordered("test"), subject.device, f"scores: {subject.name}")
