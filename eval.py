@@ -65,14 +65,8 @@ class Evaluation:
             data, folder = make_data(on, labelled=None, tested=False), folder / f"on_{on.data.name}"
             run = replace(run, config=run.config | {"method": network_on(on, config.data.num_classes)})
         checkpoint = Path(config.checkpoint) if config.checkpoint else run.checkpoint
-        if not checkpoint.is_file():
-            raise InputError(
-                f"expected a checkpoint {checkpoint}, found none: run python train.py with the same settings"
-            )
-        if not config.checkpoint and not run.finished:
-            raise InputError(
-                f"training of {run.folder} is not finished: run python train.py with the same settings, it resumes"
-            )
+        if "trained" in protocol.rows:
+            check_trained(run, checkpoint)
         return cls(config, on, run, data, checkpoint, folder)
 
     @property
@@ -114,6 +108,16 @@ class Evaluation:
         )
 
 
+def check_trained(run: Run, checkpoint: Path) -> None:
+    """Raises InputError unless the checkpoint is there and, if it is the run's own, the run has come to its end."""
+    if not checkpoint.is_file():
+        raise InputError(f"expected a checkpoint {checkpoint}, found none: run python train.py with the same settings")
+    if checkpoint == run.checkpoint and not run.finished:
+        raise InputError(
+            f"training of {run.folder} is not finished: run python train.py with the same settings, it resumes"
+        )
+
+
 def on_target(config: DictConfig) -> DictConfig:
     """The settings with the data of `data@target=...`, fed to the network as its own data were; `config` if none given.
 
@@ -141,28 +145,34 @@ def network_on(on: DictConfig, num_classes: int) -> dict[str, Any]:
 
 
 def subjects(evaluation: Evaluation) -> list[Subject]:
-    """The rows of an evaluation."""
+    """The rows of an evaluation. Raises InputError for a row that is none."""
     run, protocol = evaluation.run, evaluation.config.protocol
-    sources: dict[str, tuple[str, str, Callable[[], SkeletonModule] | None]] = {
-        "trained": ("", weights_digest(evaluation.checkpoint), partial(run.trained, evaluation.checkpoint)),
-        "untrained": (protocol.untrained, f"random {run.key}", run.module),
-        "coordinates": ("coordinates", f"{COORDINATE_FRAMES} frames of coordinates", None),
+    names = {"trained": "", "untrained": protocol.untrained, "coordinates": "coordinates"}
+    keys: dict[str, Callable[[], str]] = {
+        "trained": partial(weights_digest, evaluation.checkpoint),
+        "untrained": lambda: f"random {run.key}",
+        "coordinates": lambda: f"{COORDINATE_FRAMES} frames of coordinates",
     }
-    if unknown := set(protocol.rows) - set(sources):
-        raise InputError(f"protocol.rows: expected some of {', '.join(sources)}, found {', '.join(sorted(unknown))}")
+    networks: dict[str, Callable[[], SkeletonModule] | None] = {
+        "trained": partial(run.trained, evaluation.checkpoint),
+        "untrained": run.module,
+        "coordinates": None,
+    }
+    if unknown := set(protocol.rows) - set(names):
+        raise InputError(f"protocol.rows: expected some of {', '.join(names)}, found {', '.join(sorted(unknown))}")
     return [
         Subject(
-            name=name,
-            key=f"{identity.RESULTS_VERSION} {key}",
+            name=names[row],
+            key=f"{identity.RESULTS_VERSION} {keys[row]()}",
             folder=evaluation.folder / row,
             work=evaluation.folder,
             data=evaluation.data,
             num_classes=evaluation.on.data.num_classes,
             trainer=run.config["trainer"],
             make_data=partial(make_data, evaluation.on),
-            make_backbone=make,
+            make_backbone=networks[row],
         )
-        for row, (name, key, make) in sources.items()
+        for row in names
         if row in protocol.rows
     ]
 

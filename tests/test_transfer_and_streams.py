@@ -82,6 +82,15 @@ def test_the_supervised_row_alone_is_that_of_fine_tuning(trained):
     assert found(trained, kind="finetune", variant="supervised only").created == row.created
 
 
+def test_the_supervised_row_needs_no_pre_training_and_the_others_do(trained):
+    untrained = [*SDS_CL, "seed=9"]
+    assert set(run(evaluation, trained, *untrained, "protocol=supervised")) == {"supervised only"}
+    with pytest.raises(InputError, match=r"run python train\.py"):
+        run(evaluation, trained, *untrained, "protocol=finetune")
+    with pytest.raises(InputError, match="expected some of trained, untrained, coordinates, found random"):
+        run(evaluation, trained, *SDS_CL, "protocol=knn", "protocol.rows=[random]")
+
+
 @pytest.mark.parametrize("protocol", ["linear", "finetune", "semi"])
 def test_transfer_measures_on_the_target_and_says_where_the_weights_are_from(trained, protocol):
     target = ["data@target=ntu60", f"target.raw={trained / 'other'}", "target.data.split=ntu60_xview"]
