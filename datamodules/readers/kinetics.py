@@ -23,8 +23,8 @@ CLASSES = 400
 PEOPLE = 5  # of a frame; the released code reads no more
 JOINTS = KINETICS18.num_joints
 LONGEST = 300  # frames: ten seconds at thirty a second
-# Files of a crowd take some 3 MB; the label file of the training side takes 30 MB.
-MAX_BYTES, MAX_LABEL_BYTES = 64 << 20, 256 << 20
+# 300 frames of twenty people take 3 MB; the label file of the training side takes 30 MB.
+MAX_BYTES, MAX_LABEL_BYTES = 16 << 20, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,16 @@ def _label(path: Path, clip: dict[str, Any]) -> int:
     if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < CLASSES:
         raise MalformedFile(path, None, f"expected a label_index from 0 to {CLASSES - 1}, found {str(label)[:30]}")
     file = path.parent.with_name(f"{path.parent.name}_label.json")
-    entry = labels(file).get(path.stem)
-    if entry is None:
+    listed = labels(file)
+    if path.stem not in listed:
         raise MalformedFile(path, None, f"has no entry in {file.name}")
-    listed = entry.get("label_index") if isinstance(entry, dict) else None
-    if listed != label:
-        raise MalformedFile(path, None, f"has label_index {label}, {file.name} says {str(listed)[:30]}")
+    if listed[path.stem] != label:
+        raise MalformedFile(path, None, f"has label_index {label}, {file.name} says {str(listed[path.stem])[:30]}")
     return label
 
 
 def labels(path: Path) -> dict[str, Any]:
-    """The label file of one side; raises MalformedFile."""
+    """Id of each clip -> its class as the label file of one side has it; raises MalformedFile."""
     status = path.stat()
     return _labels(path, status.st_size, status.st_mtime_ns)
 
@@ -88,7 +87,8 @@ def labels(path: Path) -> dict[str, Any]:
 @lru_cache(maxsize=2)
 def _labels(path: Path, size: int, changed: int) -> dict[str, Any]:
     """`size` and `changed` make a file that was written anew another one."""
-    return read_json(path, MAX_LABEL_BYTES)
+    entries = read_json(path, MAX_LABEL_BYTES)
+    return {name: entry.get("label_index") if isinstance(entry, dict) else None for name, entry in entries.items()}
 
 
 def _people(path: Path, data: Any) -> tuple[np.ndarray, np.ndarray]:
