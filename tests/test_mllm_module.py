@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -110,6 +111,20 @@ def test_loss_equals_a_slow_loop_and_is_normalised_over_the_batch(made, batch):
     made.on_train_start = made.eval  # without dropout
     trainer = fit(made, [batch])
     assert trainer.callback_metrics["train/loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_ranks_with_unequal_answers_share_the_loss_of_their_union(made):
+    """Two ranks, played one after the other: the mean of their losses, which DDP takes, is the union's."""
+    made.eval()
+    halves = [made.encoder(PROMPTS[rows], images()[rows], ANSWERS[rows]) for rows in (slice(0, 3), slice(3, 4))]
+    counts = [(half.labels != IGNORED).sum().item() for half in halves]
+    assert counts[0] != counts[1]
+    strategy = SimpleNamespace(reduce=lambda own, reduce_op: torch.tensor(float(sum(counts))))
+    made._trainer = SimpleNamespace(world_size=2, strategy=strategy)  # read by the `trainer` property
+    made.log = lambda *arguments, **options: None
+    losses = [made.training_step(half, 0) for half in halves]
+    expected = slow_loss(made, made.encoder(PROMPTS, images(), ANSWERS))
+    assert (sum(losses) / 2).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_each_row_of_a_mixed_batch_answers_as_it_would_alone(made, batch):
