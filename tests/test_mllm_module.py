@@ -222,6 +222,8 @@ def test_checkpoints_hold_what_is_trained_and_load(made, batch, folder, tmp_path
         other, DataLoader([batch] * 3, batch_size=None), ckpt_path=tmp_path / "x.ckpt", weights_only=True
     )
     assert all(torch.equal(a, b) for a, b in zip(made.parameters(), other.parameters(), strict=True))
+    with pytest.raises(InputError, match=r"found a difference in 'model\.base_model.*\(.* in all\)"):
+        module(folder, also_train=["projector"]).on_load_checkpoint({"state_dict": held})
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(folder, made, batch):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from datamodules.errors import InputError
 from datamodules.image_text.batch import IGNORED, ImageTextBatch
 from lightning_modules.mllm.families.base import Encoder, Family
 from lightning_modules.mllm.features import FeatureCache, check_cacheable
@@ -107,5 +108,14 @@ class MultimodalModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        trained = self._trained()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Raises InputError unless the checkpoint holds exactly what is trained here."""
+        if apart := sorted(self._trained() ^ set(checkpoint["state_dict"])):
+            told = f"expected a checkpoint of what is trained here, found a difference in '{apart[0]}'"
+            raise InputError(f"model: {told} ({len(apart)} in all); use the settings it was trained with")
+
+    def _trained(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
