@@ -178,7 +178,8 @@ def test_partitions_and_strategies_are_chosen_by_name(root):
 
 @pytest.mark.parametrize("path", sorted((Path(CONF) / "federated" / "strategy").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_strategy_starts_from_its_own_defaults(path):
-    settings = OmegaConf.load(path)
+    whole = OmegaConf.create({"federated": {"eta": 0.001, "strategy": OmegaConf.load(path)}})
+    settings = whole.federated.strategy
     built = federate.build(settings)
     assert type(built).__name__.lower() == path.stem.replace("_", "")
     assert asdict(built) == asdict(type(built)()) == {name: settings[name] for name in asdict(built)}
