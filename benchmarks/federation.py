@@ -78,11 +78,17 @@ def variants(state: State, number: int) -> list[State]:
     ]
 
 
-def folded(states: list[State]) -> None:
-    mean = OrderedMean(range(len(states)))
-    for client, state in enumerate(states):
-        mean.add(client, state, 1 + client)
-    mean.result()
+def aggregation(state: State, clients: int) -> float:
+    """Milliseconds of folding the states of so many clients into their weighted mean."""
+    states = variants(state, clients)
+
+    def fold() -> None:
+        mean = OrderedMean(range(clients))
+        for client, given in enumerate(states):
+            mean.add(client, given, 1 + client)
+        mean.result()
+
+    return milliseconds(fold, 10)
 
 
 def plain_steps(module: MultimodalModule, data: ImageTextDataModule, clients: int) -> float:
@@ -108,9 +114,7 @@ def measure(rounds: int, clients: int, folder: Path) -> dict:
     turn = iter(range(10**9))
     switch = milliseconds(lambda: adapter.load(switched[next(turn) % 2]), 200)
     extract = milliseconds(adapter.extract, 200)
-    hundred = variants(start, 100)
-    aggregate = milliseconds(lambda: folded(hundred), 10)
-    del hundred
+    aggregate = aggregation(start, 100)
     adapter.load(start)
     orchestrator = Orchestrator(
         module, adapter, InProcess(Client(module, adapter, data, device="cpu")), FedAdam(eta=1e-3),
