@@ -60,13 +60,14 @@ class Run:
         data, workload = self.config["data"], self.workload
         return records.Record(
             experiment=f"{data['name']}/{self.config['name']}",
-            config={name: value for name, value in self.config.items() if name not in identity.LOCATIONS},
+            config=identity.unlocated(self.config),
             data={
                 "name": f"miniature, not {data['title']}" if workload.miniature else data["title"],
                 "fingerprint": workload.fingerprint,
                 "miniature": workload.miniature,
                 "split": data["split"],
                 "counts": dict(workload.counts),
+                **({"base_model": workload.base_model} if workload.base_model else {}),
             },
             seeds={"seed": self.config["seed"]},
             **facts,

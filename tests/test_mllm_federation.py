@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -66,6 +67,17 @@ def test_a_record_says_what_was_exchanged_and_how_it_answers(root, settings, uni
     assert conditions == {"", "image only", "text only", "neither"}
     # Without anything to see every meme gets the same score.
     assert record.metrics["auc_probability, neither"] == 50
+
+
+def test_neither_record_nor_key_depends_on_where_things_lie(root, settings, uninterrupted, tmp_path):
+    (path,) = (root / "records").glob("*.json")
+    assert str(root) not in path.read_text()
+    copied = shutil.copytree(root / "model", tmp_path / "elsewhere")
+    moved = OmegaConf.merge(settings, OmegaConf.from_dotlist([f"method.family.source={copied}"]))
+    assert federate.Run.of(moved).key == uninterrupted["key"]
+    other = write_model(tmp_path / "other", seed=1)
+    changed = OmegaConf.merge(settings, OmegaConf.from_dotlist([f"method.family.source={other}"]))
+    assert federate.Run.of(changed).key != uninterrupted["key"]
 
 
 def test_the_export_is_what_peft_loads(root, uninterrupted):

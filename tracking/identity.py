@@ -21,10 +21,13 @@ RESULTS_VERSION = 1
 # Where things lie. Every value below these keys is masked *before* interpolations are resolved, so that
 # `data.store: ${paths.stores}/ntu60` is the same text on every machine. What lies there speaks through its fingerprint.
 LOCATIONS = ("paths", "raw", "checkpoint", "hydra")
+# The same further down: for a pretrained model its fingerprint stands.
+NESTED_LOCATIONS = ("method.family.source", "method.family.cache")
 
 # What changes how a run is watched or where it computes, never what it computes. Precision and batch sizes stay in.
 LEFT_OUT = (
     *LOCATIONS,
+    *NESTED_LOCATIONS,
     "logger",
     "progress",
     "fresh",
@@ -80,8 +83,17 @@ def essence(config: Mapping | DictConfig) -> dict[str, Any]:
 
 def stripped(resolved: dict[str, Any]) -> dict[str, Any]:
     """A resolved configuration without what `LEFT_OUT` and `LEFT_OUT_ANYWHERE` name."""
-    kept = without(resolved, LEFT_OUT_ANYWHERE)
-    for dotted in LEFT_OUT:
+    return _popped(without(resolved, LEFT_OUT_ANYWHERE), LEFT_OUT)
+
+
+def unlocated(resolved: dict[str, Any]) -> dict[str, Any]:
+    """A resolved configuration as records hold it: without locations."""
+    return _popped(without(resolved, ()), (*LOCATIONS, *NESTED_LOCATIONS))
+
+
+def _popped(kept: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The containers, changed in place, without the entries at these dotted names."""
+    for dotted in names:
         *parents, last = dotted.split(".")
         node: Any = kept
         for parent in parents:
