@@ -10,8 +10,8 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint constraints clean report dashboards
-.PHONY: reproduce-ntu60 reproduce-ntu120 reproduce-pku reproduce-kinetics reproduce-ucla
+.PHONY: help install test test-all lint constraints clean report dashboards reproduce-ntu60 reproduce-ntu120 \
+  reproduce-pku reproduce-kinetics reproduce-ucla reproduce-fedmllm
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
