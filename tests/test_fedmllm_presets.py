@@ -86,6 +86,7 @@ def test_rows_change_what_they_say():
     assert row("zero_shot").rounds == 0
     central = row("centralised")
     assert (central.rounds, central.epochs, central.per_round) == (1, 5, None)
+    assert row("local").rounds == 25 and row("local", "scale=mini").rounds == 5
     assert row("local").per_round is None and row("local").strategy._target_.endswith("Local")
     (term,) = build(row("adaptive", "federated/strategy=fedyogi").terms)
     assert term == FedProx(0.01, 0.1, 1 / 7, unnumbered=False)
