@@ -205,6 +205,26 @@ def test_the_agnostic_prompt_is_asked_in_training_and_testing(root):
     }
 
 
+OTHERS = {
+    "crisis_mmd_hybrid_60": (["federated.partition.alpha=50", "corpus.miniature.train=160", "corpus.miniature.dev=8",
+                              "corpus.miniature.test=16"], {"macro_f1", "accuracy, text only"}),
+    "medical_cross_5_5": (["modality.image_clients=1", "corpus.miniature.images=12", "corpus.miniature.test_images=4",
+                           "corpus.miniature.slake_images=4", "corpus.miniature.cards=12"],
+                          {"open", "slake: open", "slake: overall, image only"}),
+    "easy_vqa_open": (["federated.partition.alpha=50", "corpus.miniature.images=80", "corpus.miniature.test_images=4"],
+                      {"accuracy", "open"}),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", list(OTHERS))
+def test_every_corpus_is_federated(root, tmp_path, experiment):
+    sizes, measured = OTHERS[experiment]
+    settings = composed(root, "federated.rounds=1", *elsewhere(tmp_path), experiment=experiment, sizes=sizes)
+    result = launched(settings)
+    assert measured <= result.keys() and result["failed"] == 0 and list(result["checkpoint"]) == ["global"]
+
+
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

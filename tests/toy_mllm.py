@@ -11,13 +11,15 @@ SIZE = tiny_model.Size(side=64, patch=32, vision_width=16, vision_layers=1, widt
 SMALL = [
     "scale=mini",
     "trainer.accelerator=cpu",
+    "federated.partition.clients=3",
+    "federated.passes=2",
+    "batch_size=8",
+]
+MEMES = [
+    "federated.partition.alpha=5",
     "corpus.miniature.train=80",
     "corpus.miniature.dev=4",
     "corpus.miniature.test=16",
-    "federated.partition.clients=3",
-    "federated.partition.alpha=5",
-    "federated.passes=2",
-    "batch_size=8",
 ]
 TWO_ROUNDS = ["federated.per_round=2", "federated.rounds=2"]
 
@@ -29,8 +31,11 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def composed(root: Path, *overrides: str, experiment: str = "fedmllm/hateful_memes_missing_50"):
-    """The configuration of a small federation whose model is `root`/model and whose outputs lie below `root`."""
-    settings = [f"experiment={experiment}", *SMALL, f"method.family.source={root / 'model'}"]
+def composed(root: Path, *overrides: str, experiment: str = "hateful_memes_missing_50", sizes=MEMES):
+    """The configuration of a small federation whose model is `root`/model and whose outputs lie below `root`.
+
+    sizes: of the miniature.
+    """
+    settings = [f"experiment=fedmllm/{experiment}", *SMALL, *sizes, f"method.family.source={root / 'model'}"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("federate", [*settings, f"paths.root={root}", f"paths.reports={root}/reports", *overrides])
