@@ -97,3 +97,13 @@ def test_a_published_setting_under_another_partition(partition, corpus, clients,
     corpus_read = prepare.read_corpus(composed(tmp_path, corpus))
     pieces = rule.split(columns(corpus_read.train))
     assert len(pieces) == clients and sum(map(len, pieces)) == len(corpus_read.train)
+
+
+@pytest.mark.slow  # draws some thousand pictures
+@pytest.mark.parametrize("setting", ["easy_vqa_all", "easy_vqa_open", "crisis_mmd_alpha_05", "hateful_memes_alpha_05"])
+def test_the_miniature_at_its_own_size_can_be_shared_out_as_published(setting, tmp_path_factory):
+    root = tmp_path_factory.getbasetemp() / "whole"
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("federate", [f"experiment=fedmllm/{setting}", "raw=miniature", f"paths.root={root}"])
+    pieces = build(config.federated.partition).split(columns(prepare.read_corpus(config).train))
+    assert len(pieces) == 10 and min(map(len, pieces)) > 0
