@@ -1,5 +1,7 @@
 """The page holds the tables of the Markdown and a figure for all that was measured, and no string becomes markup."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -9,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import toy_report as toy
+from PIL import Image
 from test_report import NASTY, TARGETS, tables
 
 from tracking import artefacts, figures, page, plots, report
@@ -78,7 +81,15 @@ def test_every_link_of_the_page_has_its_target_and_nothing_is_fetched(tmp_path):
 def test_figures_stand_between_the_tables_and_what_is_behind_them(tmp_path):
     records, parts = toy.everything()
     text = written(records, parts, tmp_path)
-    order = ["Cost</h2>", "Curves</h2>", "Confusion</h2>", "Embeddings</h2>", "Clips</h2>", f"{report.BEHIND}</h2>"]
+    order = [
+        "Cost</h2>",
+        "Curves</h2>",
+        "Confusion</h2>",
+        "Embeddings</h2>",
+        "Clips</h2>",
+        "Attention</h2>",
+        f"{report.BEHIND}</h2>",
+    ]
     places = [text.index(heading) for heading in order]
     assert places == sorted(places)
 
@@ -140,6 +151,20 @@ def test_confusions_are_shares_of_each_label_and_the_worst_are_named(tmp_path):
     assert "24 test clips. Taken most often: 2 for 0 (50 %), 2 for 1 (50 %), 0 for 1 (20 %)." in text
     pixels = np.asarray(plots.heat(np.array([[0.0, 1.0]]))).astype(int)
     assert pixels[0, 1].sum() > pixels[0, 0].sum() + 300
+
+
+def test_attention_maps_are_drawn_as_they_are(tmp_path):
+    record = toy.record("inspect")
+    text = written([record], {record.id: {"samples": toy.samples()}}, tmp_path)
+    drawn = re.findall(r'aria-label="Attention map, ([^"]*)".*?href="data:image/png;base64,([^"]*)"', text)
+    assert [name for name, _ in drawn] == ["spatial, intra", "temporal, intra"]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(drawn[1][1]))).convert("RGB")).astype(int)
+    assert (pixels == np.asarray(plots.heat(np.array([[5, 1], [2, 7]]) / 7))).all()
+    assert "dark 0 to bright 0.7." in text
+    bare = toy.samples()
+    for clip in bare["clips"]:
+        clip["maps"] = []
+    assert "Attention</h2>" not in written([record], {record.id: {"samples": bare}}, tmp_path)
 
 
 def test_labels_beyond_the_palette_are_grey_and_said(tmp_path):

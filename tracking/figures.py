@@ -36,6 +36,7 @@ def sections(records: Sequence[Record], parts: Mapping[str, Parts], published: P
         Section("Confusion", tuple(_each(records, parts, "confusion", published, _confusion))),
         Section("Embeddings", tuple(_each(records, parts, "points", published, _points))),
         Section("Clips", tuple(_each(records, parts, "samples", published, _player))),
+        Section("Attention", tuple(filter(None, _each(records, parts, "samples", published, _attention)))),
     ]
     return [section for section in made if section.figures]
 
@@ -169,6 +170,23 @@ def _player(part: Parts, title: str, record: Record) -> str:
     )
     note = f"{record.data['name']}. Drag to turn; tap a joint to see where it looks. Blue: the nearest training clips."
     return figure(f"{controls}{canvas}{json_block(name, part)}", title, note, wide=True)
+
+
+def _attention(part: Parts, title: str, record: Record) -> str:
+    """The maps of the first body of the first clip, one figure each, brightest where a map is largest."""
+    clip, figures = part["clips"][0], []
+    for one in clip["maps"]:
+        values = np.asarray(one["values"][0], dtype=np.float64)
+        body = plots.matrix(
+            values / max(values.max(), 1e-12),
+            range(len(values)),
+            f"{one['over']} asking, from 0",
+            f"{one['over']} asked",
+            f"Attention map, {one['name']}",
+        )
+        note = f"{title}; {clip['title']}. Mean over heads of its size, dark 0 to bright {values.max():.3g}."
+        figures.append(figure(body, one["name"], note))
+    return "".join(figures)
 
 
 def json_block(name: str, content: Any) -> str:

@@ -193,7 +193,7 @@ def scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[int], name
     return written(svg)
 
 
-def matrix(values: np.ndarray, names: Sequence[object], row_name: str, column_name: str, title: str) -> str:
+def matrix(values: np.ndarray, names: Sequence[object] | range, row_name: str, column_name: str, title: str) -> str:
     """Shares (N, N) between 0 and 1, dark for 0, bright for 1; names: of the rows and of the columns alike."""
     rows = columns = len(names)
     size, left, bottom = 360, 46, 40
