@@ -126,7 +126,7 @@ reproduce-ucla: $(STAMP) ## NW-UCLA: every method, at 5, 15, 30 and 40 labelled 
 	$(BIN)/python prepare.py data=ucla $(if $(UCLA_RAW),raw='$(UCLA_RAW)')
 	$(BIN)/python train.py -m experiment=$(UCLA_PRETRAINED) $(call sizes,$(UCLA_RAW)) $(ARGS)
 	$(BIN)/python train.py -m experiment=ucla/psp,ucla/psp_ce labelled.fraction=$(UCLA_FRACTIONS) $(call sizes,$(UCLA_RAW)) $(ARGS)
-	$(BIN)/python eval.py -m experiment=$(UCLA_PRETRAINED) protocol=knn,linear,supervised $(call sizes,$(UCLA_RAW)) $(ARGS)
+	$(BIN)/python eval.py -m experiment=$(UCLA_PRETRAINED) protocol=knn,linear,inspect,supervised $(call sizes,$(UCLA_RAW)) $(ARGS)
 	$(BIN)/python eval.py -m experiment=ucla/sds_cl protocol=semi protocol.fraction=$(UCLA_FRACTIONS) $(call sizes,$(UCLA_RAW)) $(ARGS)
 	$(BIN)/python report.py name=ucla
 

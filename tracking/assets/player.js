@@ -64,7 +64,8 @@ class Player {
     this.clip.maps.forEach((map, n) => { make("option", this.overlays, `attention: ${map.name}`).value = `map ${n}`; });
     this.clip.twins.forEach((twin, n) => { make("option", this.overlays, `attacked: ${twin.name}`).value = `twin ${n}`; });
     const values = [...this.overlays.options].map((option) => option.value);
-    this.overlays.value = values.includes(before) ? before : values[Math.min(1, values.length - 1)];
+    const first = Math.max(this.clip.maps.findIndex((map) => map.over === "joints"), 0) + 1;
+    this.overlays.value = values.includes(before) ? before : values[Math.min(first, values.length - 1)];
     this.draw();
   }
 
