@@ -115,6 +115,18 @@ def test_a_seed_that_ends_early_leaves_the_mean_of_the_others():
     assert line.points[:2] == [(1, (3.1 + 5) / 2), (2, 1.6)] and len(line.band) == 1
 
 
+def test_what_was_measured_but_once_is_no_curve(tmp_path):
+    curves = {"test/top1": [[8, 50.0]], "test/knn1": [[4, 40.0], [8, 50.0]]}
+    text = written([toy.train_record(1, curves=curves)], {}, tmp_path)
+    assert "test/knn1 over epoch" in text and "test/top1 over epoch" not in text
+
+
+def test_lines_name_their_split_where_there_are_several(tmp_path):
+    one, other = toy.train_record(1), toy.train_record(1, data=toy.DATA | {"split": "ntu60_xview"}, key="v" * 64)
+    assert 'over epoch: SDS-CL"' in written([one], {}, tmp_path)
+    assert 'over epoch: SDS-CL, xsub, SDS-CL, ntu60_xview"' in written([one, other], {}, tmp_path)
+
+
 def test_clients_share_the_axes_of_what_they_measure(tmp_path):
     text = written([toy.federated_record(9)], {}, tmp_path)
     drawn = re.findall(r'aria-label="([^"]*)"', text)

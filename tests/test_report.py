@@ -161,6 +161,12 @@ def test_other_settings_are_never_averaged_and_are_told_apart(tmp_path):
     }
 
 
+def test_shares_of_labels_come_in_their_order(tmp_path):
+    runs = [record(setting=f"{share} % of the labels") for share in (40, 5, 100, 15, 2.5)]
+    found = [line["setting"].split()[0] for line in tables(page(runs, out=tmp_path))[0]]
+    assert found == ["2.5", "5", "15", "40", "100"]
+
+
 def test_other_data_are_never_averaged(tmp_path):
     other = record(90, 1, data=REAL | {"fingerprint": "0" * 64})
     assert [line["seeds"] for line in tables(page([record(80, 0), other], out=tmp_path))[0]] == ["1", "1"]

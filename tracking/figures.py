@@ -58,13 +58,11 @@ def heading(record: Record) -> str:
     return f"{KINDS.get(record.kind, record.kind)} on {record.data['name']}"
 
 
-def label(group: Group, published: Published) -> str:
-    """The row of a group, as the tables name it."""
+def label(group: Group, published: Published, with_split: bool = True) -> str:
+    """The row of a group, as the tables name it; with_split: and its split, where there may be several."""
     first = group.first
-    name = published.title(first.method)
-    return ", ".join(
-        filter(None, [name, first.variant, first.setting, published.title(first.data["split"]), group.note])
-    )
+    split = published.title(first.data["split"]) if with_split else ""
+    return ", ".join(filter(None, [published.title(first.method), first.variant, first.setting, split, group.note]))
 
 
 def figure(body: str, title: str, note: str = "", wide: bool = False) -> str:
@@ -84,11 +82,13 @@ def _curves(records: Sequence[Record], published: Published) -> Iterable[str]:
     for data in dict.fromkeys(r.data["name"] for r in records):
         for kind in dict.fromkeys(r.kind for r in records if r.data["name"] == data):
             of_kind = [r for r in records if r.kind == kind and r.data["name"] == data and r.curves]
+            several = len({r.data["split"] for r in of_kind}) > 1
             panels: dict[str, list[plots.Line]] = defaultdict(list)
             for group in grouped(of_kind, records):
-                for name, line in curves_of(group, label(group, published)):
+                for name, line in curves_of(group, label(group, published, several)):
                     panels[name].append(line)
-            for name in sorted(panels, key=_metric_order):
+            drawn = [name for name, lines in panels.items() if len({x for line in lines for x, _ in line.points}) > 1]
+            for name in sorted(drawn, key=_metric_order):  # what was measured but once stands in the tables
                 yield from _panels(name, panels[name], f"{KINDS.get(kind, kind)} on {data}", X_NAMES.get(kind, "epoch"))
 
 

@@ -163,9 +163,14 @@ def grouped(records: Sequence[Record], all_records: Sequence[Record]) -> list[Gr
         named[(first.data["split"], first.setting, first.method, first.variant)].append(members)
     return [
         Group(members, note)
-        for _, rows in sorted(named.items())
+        for _, rows in sorted(named.items(), key=lambda item: natural(item[0]))
         for members, note in zip(rows, _notes(rows), strict=True)
     ]
+
+
+def natural(names: Sequence[str]) -> list[list[str | int]]:
+    """Orders 5 % before 15 %."""
+    return [[int(p) if n % 2 else p for n, p in enumerate(re.split(r"([0-9]+)", name))] for name in names]
 
 
 def _recipe(record: Record, by_key: Mapping[str, Record]) -> str:
