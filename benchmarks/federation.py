@@ -6,6 +6,7 @@ writes FILE.json and, with the memory of every round, FILE.png.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import tempfile
@@ -31,9 +32,10 @@ from federated.strategies.fedadam import FedAdam
 from federated.strategies.fold import OrderedMean
 from lightning_modules.mllm import tiny_model
 from lightning_modules.mllm.families.tiny import Tiny
+from lightning_modules.mllm.loading import Lora
 from lightning_modules.mllm.module import MultimodalModule
 
-MEMES_A_CLIENT = 4
+MEMES_A_CLIENT = 1
 MB = 1 << 20
 PROMPTS = Prompts(text="meme : {text}", question="harmful ?", joint=" ", answer="{name}", names=("no", "yes"))
 
@@ -51,8 +53,8 @@ def made(folder: Path, clients: int) -> tuple[MultimodalModule, ImageTextDataMod
     tiny_model.save(folder / "model", tiny_model.model(words, size, 0), tiny_model.processor(words, size))
     family = Tiny(source=str(folder / "model"))
     optimizer = lambda parameters: torch.optim.AdamW(parameters, 1e-3)  # noqa: E731
-    module = MultimodalModule(family, optimizer, seed=1, cache_features=True)
-    write_memes(folder / "memes", train=MEMES_A_CLIENT * clients, dev=4, test=4)
+    module = MultimodalModule(family, optimizer, seed=1, lora=Lora(dropout=0.0), cache_features=True)
+    write_memes(folder / "memes", train=4 * math.ceil(MEMES_A_CLIENT * clients / 4), dev=4, test=4)
     corpus = HatefulMemes().read(folder / "memes")
     partition, scenario = IID(clients), Missing(0.3)
     data = ImageTextDataModule(corpus, PROMPTS, partition, scenario, module.encoder, MEMES_A_CLIENT, seed=1)
