@@ -14,7 +14,7 @@ from goldens_a2mc import (
 from mutants import Mutant, caught
 
 from datamodules.transforms import spatial, temporal
-from datamodules.transforms.spatial import Flip, Rotate, Shear, SpatialMask, TemporalMask
+from datamodules.transforms.spatial import Flip, Shear, SpatialMask, TemporalMask
 from datamodules.transforms.temporal import CropResize
 from datamodules.transforms.views import CroppedView
 from lightning_modules.contrast import attack, cross_level, mixer
@@ -153,9 +153,9 @@ AUGMENTATIONS = [
     Mutant("anticlockwise", spatial, "_turns", "matrices[:, second, first] = -angle.sin()",
            "matrices[:, second, first] = angle.sin()\n"
            "    matrices[:, first, second] = -angle.sin()"),
-    Mutant("z before x", Rotate, "change", "_turns(z, 0, 1) @ _turns(y, 2, 0) @ _turns(x, 1, 2)",
+    Mutant("z before x", spatial, "_turned", "_turns(z, 0, 1) @ _turns(y, 2, 0) @ _turns(x, 1, 2)",
            "_turns(x, 1, 2) @ _turns(y, 2, 0) @ _turns(z, 0, 1)"),
-    Mutant("radians", Rotate, "change", " * math.pi / 180", ""),
+    Mutant("radians", spatial, "_turned", " * math.pi / 180", ""),
     Mutant("coordinates as rows", spatial, "_transformed", "nij,njtvm", "nji,njtvm"),
     Mutant("mirrored flip", Flip, "change", ".mirrored)]", 
            ".mirrored)] * joints.new_tensor([-1, 1, 1]).view(3, 1, 1, 1)"),
