@@ -137,6 +137,12 @@ def test_commit_tells_clean_dirty_and_none(tmp_path, monkeypatch):
 
 
 def test_command_survives_a_shell(monkeypatch):
-    argv = ["/opt/venv/bin/python", "train.py", "raw=/data/ntu 60", "method.name='a b'"]
+    argv = ["/opt/venv/bin/python", "train.py", "raw=ntu 60", "method.name='a b'"]
     monkeypatch.setattr(sys, "orig_argv", argv)
     assert shlex.split(identity.command()) == ["python", *argv[1:]]
+
+
+def test_command_holds_no_location(monkeypatch):
+    argv = ["/opt/bin/python", "/home/me/lab/eval.py", "-m", "raw=/data/me/nw-ucla", "target.raw=~/pku", "seed=1,2"]
+    monkeypatch.setattr(sys, "orig_argv", argv)
+    assert identity.command() == "python .../eval.py -m raw=.../nw-ucla target.raw=.../pku seed=1,2"

@@ -146,5 +146,14 @@ def commit() -> str | None:
 
 
 def command() -> str:
-    """The command line of this process, ready for a shell; the interpreter's folder is left out, it is no result's."""
-    return shlex.join([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
+    """The command line of this process, ready for a shell but for locations, which are no result's.
+
+    The interpreter stands without its folder, `raw=/data/me/nw-ucla` as `raw=.../nw-ucla`.
+    """
+    return shlex.join([Path(sys.orig_argv[0]).name, *map(_unlocated, sys.orig_argv[1:])])
+
+
+def _unlocated(argument: str) -> str:
+    """An argument, or the value of an override, without the folders before an absolute path's last part."""
+    name, equals, value = argument.rpartition("=")
+    return f"{name}{equals}.../{Path(value).name}" if value.startswith(("/", "~")) else argument
