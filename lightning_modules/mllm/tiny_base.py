@@ -135,7 +135,8 @@ def train_vision(model, album: Album, held_out: Album, recipe: Recipe) -> dict[s
     optimiser = Optimiser(every, hidden, recipe.vision_rate, recipe.vision_steps)
     for rows in optimiser.steps(album, recipe.vision_batch, recipe.seed, "its eyes"):
         told = scores(album.pixels(rows))
-        optimiser.descend(sum(functional.cross_entropy(z, y) for z, y in zip(told, album.looks[rows].T, strict=True)))
+        losses = [functional.cross_entropy(z, y) for z, y in zip(told, album.looks[rows].T, strict=True)]
+        optimiser.descend(torch.stack(losses).sum())
     with torch.no_grad():
         told = scores(held_out.pixels(torch.arange(len(held_out.things))))
     right = [(z.argmax(1) == y).float().mean().item() for z, y in zip(told, held_out.looks.T, strict=True)]
