@@ -80,6 +80,12 @@ def test_a_prompt_cannot_call_for_an_image_that_is_not_there(made):
     assert token not in batch.input_ids and batch.vision == {}
 
 
+def test_an_empty_prompt_can_be_answered(made):
+    asked = made.eval().encoder(["", "is it red ?"], [None, None], None)
+    assert asked.attention_mask.sum(1).min() == 1
+    assert made.hidden(asked).last_hidden_state[:, -1].isfinite().all()
+
+
 def test_long_rows_lose_the_middle_of_their_text(folder):
     short = Tiny(str(folder), max_length=16).encoder()
     whole = Tiny(str(folder)).encoder()

@@ -151,9 +151,9 @@ class Encoder:
         inputs = self.processor(
             text=texts, images=shown or None, padding=True, padding_side="left", return_tensors="pt"
         )
-        rows = [
-            ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
-        ]
+        kept = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+        # A row without anything to look back at would have no next token.
+        rows = [ids[mask.bool()].tolist() or [self.end] for ids, mask in kept]
         vision = {
             name: value
             for name, value in inputs.items()
