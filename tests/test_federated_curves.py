@@ -1,5 +1,6 @@
 """The curves of a federation: by round, by client, by model."""
 
+from federate import Watch
 from federated.curves import curves
 
 
@@ -38,3 +39,28 @@ def test_models_are_told_apart_where_there_are_several():
     two = {"client 0": {"top1": 40.0}, "client 1": {"top1": 60.0}}
     found = curves([one_round(4, {0: 1.0}, by_model=two, metrics={"top1": 50.0})])
     assert found["top1"] == [[5, 50.0]] and found["top1 @ client 0"] == [[5, 40.0]]
+
+
+class Sink:
+    """A logger that remembers."""
+
+    def __init__(self):
+        self.rows = []
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, metrics))
+
+    def save(self):
+        pass
+
+
+def test_the_loggers_see_every_round_with_its_clients(capsys):
+    sink = Sink()
+    watch = Watch("toy", 2, [sink])
+    for number in range(2):
+        watch(one_round(number, {0: 3.0, 2: 4.0}, failed=[1], metrics={"test/knn1": 50.0 + number}))
+    assert [step for step, _ in sink.rows] == [0, 1]
+    row = sink.rows[1][1]
+    assert row["train/loss @ client 2"] == 4.0 and row["failed clients"] == 1 and row["bytes up"] == 20
+    assert row["train/loss"] == 3.75 and row["test/knn1"] == 51.0
+    assert "round 2/2" in capsys.readouterr().out
