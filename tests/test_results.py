@@ -1,5 +1,6 @@
 """Committed results: records that can be read, that do not tell where they were made, and their report."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 from tracking import records
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
 FOLDERS = sorted(path.parent for path in RESULTS.glob("*/README.md"))
 
 
@@ -22,3 +24,45 @@ def test_every_number_of_a_committed_report_has_its_record(folder):
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.name)
 def test_no_committed_result_tells_where_it_was_made(path):
     assert not re.search(r"[\"'= ](/|~/)\w", path.read_text())
+
+
+ROWS = {
+    "SDS-CL, pre-trained and fine-tuned": ("sds_cl", ""),
+    "the same network, supervised only": ("sds_cl", "supervised only"),
+    "PSP Learning": ("psp", ""),
+    "cross-entropy under PSP's batches": ("psp_ce", ""),
+    "coordinates without a network, linear": ("sds_cl", "coordinates"),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_table_of_the_readme_is_what_the_records_say(row):
+    method, variant = ROWS[row]
+    found = records.find(RESULTS / "ucla", kind="semi", method=method, variant=variant)
+    by_labels = {int(record.metrics["labels"]) // 10: record.metrics["top1"] for record in found}
+    (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| {row} |")]
+    assert line.split(" | ")[1:] == [*(f"{by_labels[n]:.1f}" for n in (5, 15, 30)), f"{by_labels[40]:.1f} |"]
+
+
+def test_the_sentences_of_the_readme_are_what_the_records_say():
+    text = " ".join((ROOT / "README.md").read_text().split())
+
+    def of(kind: str, method: str, variant: str = "") -> str:
+        (record,) = records.find(RESULTS / "ucla", kind=kind, method=method, variant=variant)
+        return f"{record.metrics['k1' if kind == 'knn' else 'top1']:.1f}"
+
+    start, blank = "random initialisation", "coordinates"
+    linear = [of("linear", "sds_cl", variant) for variant in ("", blank, start)]
+    assert f"linear probe gives {linear[0]} (coordinates {linear[1]}, random initialisation {linear[2]})" in text
+    assert f"its 1-NN {of('knn', 'sds_cl')}, *below* the {of('knn', 'sds_cl', blank)} of the coordinates" in text
+    others = f"SCD-Net ({of('knn', 'scd_net')}, random initialisation {of('knn', 'scd_net', start)})"
+    assert f"{others}, SkeletonCLR ({of('knn', 'skeleton_clr')}) and AimCLR ({of('knn', 'aim_clr')})" in text
+    (tilted,) = records.find(RESULTS / "ucla", method="sds_cl_augmented")
+    assert (
+        f"wider networks ({of('knn', 'sds_cl_wide')}), tilted and sheared streams ({tilted.metrics['test/knn1']:.1f})"
+        in text
+    )
+    rows = {row["stage"]: row["ratio"] for row in json.loads((RESULTS / "preparation.json").read_text())["rows"]}
+    assert f"{rows['parse + agcn']} times as fast" in text and f"{rows['parse + dsta']} times for `dsta`" in text
+    ppa = json.loads((RESULTS / "ppa.json").read_text())
+    assert f"{ppa['ratio_forward']} times (backward {ppa['ratio_backward']} times)" in text
