@@ -25,4 +25,11 @@ def make_data(config: DictConfig, **options) -> SkeletonDataModule:
         "tested": labelled is not None,
         **config.loader,
     }
-    return SkeletonDataModule(folder, config.data.recipe, config.data.split, **(chosen | options))
+    data = SkeletonDataModule(folder, config.data.recipe, config.data.split, **(chosen | options))
+    longest = int(data.store.index.frames.max())
+    if longest > config.data.longest:  # before training: frames are drawn from this many
+        raise InputError(
+            f"expected clips of at most {config.data.longest} frames, found one of {longest} in {folder}: "
+            f"set data.longest={longest}"
+        )
+    return data

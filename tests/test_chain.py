@@ -143,3 +143,9 @@ def test_a_semi_supervised_method_records_its_share_of_labels(prepared):
     assert (
         row.setting == "40 % of the labels" and row.metrics["labels"] == 10 and row.best["top1"] >= row.metrics["top1"]
     )
+
+
+def test_a_clip_longer_than_the_set_may_have_is_said_before_training(prepared):
+    root, raw, _ = prepared
+    with pytest.raises(InputError, match=r"at most 5 frames, found one of \d+ .*set data\.longest="):
+        train.Run.of(small("train", root, raw, "data.longest=5"))

@@ -51,15 +51,20 @@ def test_the_sentences_of_the_readme_are_what_the_records_say():
         (record,) = records.find(RESULTS / "ucla", kind=kind, method=method, variant=variant)
         return f"{record.metrics['k1' if kind == 'knn' else 'top1']:.1f}"
 
-    start, blank = "random initialisation", "coordinates"
-    linear = [of("linear", "sds_cl", variant) for variant in ("", blank, start)]
-    assert f"linear probe gives {linear[0]} (coordinates {linear[1]}, random initialisation {linear[2]})" in text
-    assert f"its 1-NN {of('knn', 'sds_cl')}, *below* the {of('knn', 'sds_cl', blank)} of the coordinates" in text
-    others = f"SCD-Net ({of('knn', 'scd_net')}, random initialisation {of('knn', 'scd_net', start)})"
-    assert f"{others}, SkeletonCLR ({of('knn', 'skeleton_clr')}) and AimCLR ({of('knn', 'aim_clr')})" in text
+    blank = "coordinates"
+    told = f"({of('knn', 'sds_cl', blank)} by 1-NN; linear {of('linear', 'sds_cl', blank)} under SDS-CL's probe, "
+    assert told + f"{of('linear', 'aim_clr', blank)} under that of SkeletonCLR and AimCLR)" in text
+    for name, method in {
+        "SDS-CL": "sds_cl",
+        "SCD-Net": "scd_net",
+        "SkeletonCLR": "skeleton_clr",
+        "AimCLR": "aim_clr",
+    }.items():
+        pairs = [of(kind, method, variant) for kind in ("linear", "knn") for variant in ("", "random initialisation")]
+        assert f"| {name} | {' | '.join(pairs)} |" in text
     (tilted,) = records.find(RESULTS / "ucla", method="sds_cl_augmented")
     assert (
-        f"wider networks ({of('knn', 'sds_cl_wide')}), tilted and sheared streams ({tilted.metrics['test/knn1']:.1f})"
+        f"wider networks ({of('knn', 'sds_cl_wide')}), tilted and sheared streams ({tilted.metrics['test/knn1']:.1f};"
         in text
     )
     rows = {row["stage"]: row["ratio"] for row in json.loads((RESULTS / "preparation.json").read_text())["rows"]}
