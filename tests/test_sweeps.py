@@ -221,7 +221,7 @@ def test_a_sweep_killed_half_way_runs_only_what_is_missing(tmp_path):
     assert all(path.read_bytes() == content for path, content in before.items())
     told = [(tmp_path / f"multirun/{job}.log").read_text() for job in range(6)]
     assert sum("found: " in text for text in told) == len(before)
-    page = Path(report.main.run(test_chain.config("report", tmp_path, "name=ntu60"))["report"]).read_text()
+    page = Path(report.main.run(test_chain.config("report", tmp_path, "name=ntu60"))["tables"]).read_text()
     rows = [line for line in page.splitlines() if line.startswith("|") and text("test/knn1") in line]
     assert len(rows) == 3 and all(text("method.temperature=") in row and "±" in row for row in rows)
 
