@@ -101,6 +101,8 @@ def fit(
     begin = last if resume and last.exists() else None
     if begin is not None:
         read_checkpoint(begin)
+    if trainer.get("precision") == "64-true":
+        module.double()  # Lightning would do so after it has read the checkpoint, and half of the digits were lost
     try:
         runner.fit(module, datamodule=datamodule, ckpt_path=begin, weights_only=True)
     except BaseException:
