@@ -121,7 +121,6 @@ def test_published_rows_stand_under_the_names_that_records_have(corpus):
     values = {(e["method"], e["variant"], e["metric"]): e["values"] for e in published.numbers}
     assert len(values) == len(published.numbers)
     # Read once more from the tables by hand.
-    init = "YOCO Init+BĀ"
     known = {
         "hateful_memes": [("fedadam", "", "auc_hard", "missing_30", 76.82), ("local", "", "auc_hard", "alpha_5", 70.8)],
         "crisis_mmd": [
