@@ -121,7 +121,8 @@ reproduce-kinetics: $(STAMP) ## Skeleton-Kinetics: the same chain [KINETICS_RAW=
 	$(call report,kinetics)
 
 UCLA_PRETRAINED := ucla/sds_cl,ucla/scd_net,ucla/a2mc$(if $(filter true,$(full)),$(comma)ucla/a2mc_released$(comma)ucla/skeleton_clr$(comma)ucla/aim_clr)
-UCLA_FRACTIONS := 0.05,0.15,0.3,0.4
+# All four shares of the field on real data; on the miniature the first and the last.
+UCLA_FRACTIONS := $(if $(or $(UCLA_RAW),$(filter true,$(full))),0.05$(comma)0.15$(comma)0.3$(comma)0.4,0.05$(comma)0.4)
 
 reproduce-ucla: $(STAMP) ## NW-UCLA: every method, at 5, 15, 30 and 40 labelled clips a class [UCLA_RAW=folder full=true scale=cpu]
 	$(BIN)/python prepare.py data=ucla $(if $(UCLA_RAW),raw='$(UCLA_RAW)')
