@@ -68,9 +68,10 @@ presets = $(call list,$(foreach split,$(2),$(foreach method,$(3),$(1)/$(method)_
 both = $(1)$(if $(filter true,$(full)),$(comma)$(2))
 FRACTIONS := $(if $(filter true,$(full)),0.01$(comma)0.05$(comma)0.1$(comma)0.2$(comma)0.4,0.1)
 
+prepare = $(BIN)/python prepare.py data=$(1) $(if $(2),raw='$(2)')
+
 # $(1) data set, $(2) raw folder, $(3) experiments, $(4) shares of the labels
 define chain
-$(BIN)/python prepare.py data=$(1) $(if $(2),raw='$(2)')
 $(BIN)/python train.py -m experiment=$(3) $(call sizes,$(2)) $(ARGS)
 $(BIN)/python eval.py -m experiment=$(3) protocol=knn,linear,inspect,supervised $(call sizes,$(2)) $(ARGS)
 $(BIN)/python eval.py -m experiment=$(3) protocol=semi protocol.fraction=$(4) $(call sizes,$(2)) $(ARGS)
@@ -87,11 +88,18 @@ define beyond
 $(BIN)/python eval.py -m experiment=$(3) protocol=finetune $(call sizes,$(2)) $(ARGS)
 $(BIN)/python train.py -m experiment=$(4) stream=motion,bone $(call sizes,$(2)) $(ARGS)
 $(BIN)/python eval.py -m experiment=$(4) protocol=knn,linear fuse=three_streams $(call sizes,$(2)) $(ARGS)
-$(BIN)/python prepare.py data=$(5) $(if $(6),raw='$(6)')
+$(call prepare,$(5),$(6))
 $(BIN)/python eval.py -m experiment=$(3) protocol=linear,finetune data@target=$(5) $(if $(6),target.raw='$(6)') $(call sizes,$(2)) $(ARGS)
 endef
 
 report = $(BIN)/python report.py name=$(1)
+
+# $(1), $(2) as above, $(3) experiments of METHOD
+define table
+$(call prepare,$(1),$(2))
+$(if $(filter psp psp_ce,$(METHOD)),$(call one_stage,$(1),$(2),$(3),$(FRACTIONS)$(comma)1.0),$(call chain,$(1),$(2),$(3),$(FRACTIONS)))
+$(call report,$(1))
+endef
 
 NTU60_SPLITS := xsub $(if $(filter true,$(full)),xview)
 NTU60_STREAMS := scd_net a2mc $(if $(filter true,$(full)),a2mc_released)
@@ -100,6 +108,7 @@ NTU60 := $(call presets,ntu60,$(NTU60_SPLITS),sds_cl $(NTU60_STREAMS))
 BEYOND ?= $(NTU60_SPLITS)
 
 reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, train, evaluate, report [NTU60_RAW=folder PKU2_RAW=folder full=true ...]
+	$(call prepare,ntu60,$(NTU60_RAW))
 	$(call chain,ntu60,$(NTU60_RAW),$(NTU60),$(FRACTIONS))
 	$(call one_stage,ntu60,$(NTU60_RAW),$(call presets,ntu60,$(NTU60_SPLITS),psp psp_ce),$(FRACTIONS)$(comma)1.0)
 	$(if $(filter true,$(full)),$(call beyond,ntu60,$(NTU60_RAW),$(call presets,ntu60,$(BEYOND),sds_cl $(NTU60_STREAMS)),$(call presets,ntu60,$(BEYOND),$(NTU60_STREAMS)),pku2,$(PKU2_RAW)))
@@ -107,25 +116,21 @@ reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, train, evaluate, report [NTU
 	$(if $(filter true,$(full)),$(call report,pku2))
 
 reproduce-ntu120: $(STAMP) ## NTU RGB+D 120: the same chain [NTU120_RAW=folder full=true scale=...]
-	$(call chain,ntu120,$(NTU120_RAW),$(call both,ntu120/$(METHOD)_xsub,ntu120/$(METHOD)_xset),$(FRACTIONS))
-	$(call report,ntu120)
+	$(call table,ntu120,$(NTU120_RAW),$(call both,ntu120/$(METHOD)_xsub,ntu120/$(METHOD)_xset))
 
 reproduce-pku: $(STAMP) ## PKU-MMD, phases 1 and 2: the same chain of each [PKU1_RAW=folder PKU2_RAW=folder ...]
-	$(call chain,pku1,$(PKU1_RAW),$(call both,pku1/$(METHOD)_xsub,pku1/$(METHOD)_xview),$(FRACTIONS))
-	$(call report,pku1)
-	$(call chain,pku2,$(PKU2_RAW),$(call both,pku2/$(METHOD)_xsub,pku2/$(METHOD)_xview),$(FRACTIONS))
-	$(call report,pku2)
+	$(call table,pku1,$(PKU1_RAW),$(call both,pku1/$(METHOD)_xsub,pku1/$(METHOD)_xview))
+	$(call table,pku2,$(PKU2_RAW),$(call both,pku2/$(METHOD)_xsub,pku2/$(METHOD)_xview))
 
-reproduce-kinetics: $(STAMP) ## Skeleton-Kinetics: the same chain [KINETICS_RAW=folder scale=...]
-	$(call chain,kinetics,$(KINETICS_RAW),kinetics/$(METHOD),$(FRACTIONS))
-	$(call report,kinetics)
+reproduce-kinetics: $(STAMP) ## Skeleton-Kinetics: the same chain, METHOD=sds_cl|psp|psp_ce [KINETICS_RAW=folder scale=...]
+	$(call table,kinetics,$(KINETICS_RAW),kinetics/$(METHOD))
 
 UCLA_PRETRAINED := ucla/sds_cl,ucla/scd_net,ucla/a2mc$(if $(filter true,$(full)),$(comma)ucla/a2mc_released$(comma)ucla/skeleton_clr$(comma)ucla/aim_clr)
 # All four shares of the field on real data; on the miniature the first and the last.
 UCLA_FRACTIONS := $(if $(or $(UCLA_RAW),$(filter true,$(full))),0.05$(comma)0.15$(comma)0.3$(comma)0.4,0.05$(comma)0.4)
 
 reproduce-ucla: $(STAMP) ## NW-UCLA: every method, at 5, 15, 30 and 40 labelled clips a class [UCLA_RAW=folder full=true scale=cpu]
-	$(BIN)/python prepare.py data=ucla $(if $(UCLA_RAW),raw='$(UCLA_RAW)')
+	$(call prepare,ucla,$(UCLA_RAW))
 	$(BIN)/python train.py -m experiment=$(UCLA_PRETRAINED) $(call sizes,$(UCLA_RAW)) $(ARGS)
 	$(BIN)/python train.py -m experiment=ucla/psp,ucla/psp_ce labelled.fraction=$(UCLA_FRACTIONS) $(call sizes,$(UCLA_RAW)) $(ARGS)
 	$(BIN)/python eval.py -m experiment=$(UCLA_PRETRAINED) protocol=knn,linear,inspect,supervised $(call sizes,$(UCLA_RAW)) $(ARGS)

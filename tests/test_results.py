@@ -71,3 +71,14 @@ def test_the_sentences_of_the_readme_are_what_the_records_say():
     assert f"{rows['parse + agcn']} times as fast" in text and f"{rows['parse + dsta']} times for `dsta`" in text
     ppa = json.loads((RESULTS / "ppa.json").read_text())
     assert f"{ppa['ratio_forward']} times (backward {ppa['ratio_backward']} times)" in text
+
+
+def test_the_durations_of_the_readme_are_those_measured():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    rows = json.loads((RESULTS / "durations.json").read_text())["rows"]
+    for row in rows:
+        minutes, seconds = divmod(round(row["seconds"]), 60)
+        assert f"{minutes} min {seconds} s" in text, row["command"]
+        assert row["command"] == "make install" or f"`{row['command']}`" in text
+    found = records.find(RESULTS / "ntu60_miniature", kind="train", method="sds_cl")
+    assert found and all(record.data["miniature"] for record in found)  # and never read as the real set's
