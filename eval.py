@@ -213,7 +213,8 @@ def measure(evaluation: Evaluation, subject: Subject) -> Row:
 def watched(evaluation: Evaluation, record: records.Record, work: Path) -> None:
     """The result as a run of its own in W&B."""
     config = evaluation.config
-    tags = [record.method, config.data.name, record.data["split"], record.variant, record.setting]
+    streams = str(record.config.get("stream", ""))
+    tags = [record.method, config.data.name, record.data["split"], record.kind, streams, record.variant, record.setting]
     with loggers.make(
         work,
         key=record.key,
@@ -275,6 +276,8 @@ def evaluate_fused(config: DictConfig) -> dict[str, Row]:
         )
         artefacts.write(record, Path(config.paths.records), {"confusion": {"matrix": confusion(scores)}})
         records.write(record, Path(config.paths.records))
+        if config.logger.mode != "disabled":
+            watched(evaluation, record, evaluation.folder / f"fused-{record.key[:12]}")
         rows[record.variant] = record, scores
         show(config, record)
     return rows

@@ -6,24 +6,23 @@ What is federated is the configuration's `workload`.
 
 import copy
 import json
-import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
 
 from datamodules.errors import InputError
-from federated.curves import curves, values
+from federated.curves import client_values, curves
 from federated.engines.base import Engine
 from federated.ledger import Ledger
 from federated.making import make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
 from federated.schedule import AllClients, SampleClients
+from federated.watch import Watch, loss_of
 from federated.workloads.base import Workload
-from tracking import identity, loggers, memory, records
+from tracking import identity, loggers, memory, records, showing
 from tracking.build import build
 from tracking.doors import door
 from train import NOT_TRAINED, plain, set_aside
@@ -99,44 +98,10 @@ def federation(run: Run, engine: Engine | None = None) -> Orchestrator:
     )
 
 
-def client_loss(record: dict) -> Metrics:
-    """Mean loss of a round's clients by their samples; empty where none came back."""
-    back = [outcome for outcome in record["outcomes"] if "error" not in outcome]
-    samples = sum(outcome["num_samples"] for outcome in back)
-    total = sum(outcome["num_samples"] * outcome["metrics"]["train/loss"] for outcome in back)
-    return {"train/loss": total / samples} if back else {}
-
-
 def privacy_spent(records: list[dict]) -> Metrics:
     """Epsilon of client-level privacy after the last round, where it is kept."""
     spent = records[-1].get("epsilon") if records else None
     return {} if spent is None else {"epsilon": spent}
-
-
-@dataclass
-class Watch:
-    """Called with each round as it is committed: one line, and the loggers."""
-
-    title: str
-    rounds: int
-    sinks: list[Logger]
-    began: float = field(default_factory=time.monotonic)
-    seen: int = 0
-
-    def __call__(self, record: dict) -> None:
-        self.seen += 1
-        done = record["round"] + 1
-        left = (time.monotonic() - self.began) / self.seen * (self.rounds - done)
-        failed = [outcome for outcome in record["outcomes"] if "error" in outcome]
-        measured = client_loss(record) | record["metrics"]
-        shown = "".join(f"  {name.split('/')[-1]} {value:.3f}" for name, value in measured.items())
-        chosen = " ".join(str(outcome["client"]) for outcome in record["outcomes"])
-        why = "".join(f" (client {outcome['client']}: {outcome['error']})" for outcome in failed)
-        line = f"clients {chosen}{shown}  failed {len(failed)}{why}  {left:.0f} s left"
-        print(f"{self.title}: round {done}/{self.rounds}  {line}", flush=True)
-        for sink in self.sinks:
-            sink.log_metrics(values(record), step=record["round"])
-            sink.save()
 
 
 def summary(result: FederatedResult, described: dict) -> Metrics:
@@ -151,7 +116,7 @@ def summary(result: FederatedResult, described: dict) -> Metrics:
         **({"lora_gap": gaps[-1]} if gaps else {}),
         "bytes_up": sum(record["bytes_up"] for record in result.records),
         "bytes_down": sum(record["bytes_down"] for record in result.records),
-        **(client_loss(result.records[-1]) if result.records else {}),
+        **(loss_of(result.records[-1]) if result.records else {}),
         **privacy_spent(result.records),
         **result.metrics,
     }
@@ -202,16 +167,42 @@ def federate(config: DictConfig, engine: Engine | None = None) -> dict:
 def rounds(run: Run, orchestrator: Orchestrator) -> FederatedResult:
     """Run or resume the federation under the loggers."""
     config, name = run.config, f"{run.config['name']} on {run.config['data']['name']}"
-    with loggers.make(
-        run.folder,
-        key=run.key,
-        experiment=f"{config['data']['name']}/{config['name']}",
-        job_type="federated",
-        tags=tags(run),
-        config=identity.stripped(config),
-        **config["logger"],
-    ) as sinks:
-        return orchestrator.run(Watch(name, orchestrator.rounds, sinks))
+    asked = run.federated["per_round"] or orchestrator.clients
+    with loggers.make(run.folder, key=run.key, job_type="federated", **told_to_loggers(run)) as sinks:
+        with Watch(name, orchestrator.rounds, asked, sinks) as watch:
+            result = orchestrator.run(watch, watch.client)
+        if config["show_samples"]:  # memes and medical images leave the house only when asked to
+            showing.samples(sinks, run.workload.samples(), step=max(orchestrator.rounds - 1, 0))
+    if config["client_runs"] and config["logger"]["mode"] != "disabled":
+        clients(run, result)
+    return result
+
+
+def clients(run: Run, result: FederatedResult) -> None:
+    """The rounds of every client as a run of its own in W&B, beside the federation's."""
+    by_client: dict[int, dict[int, Metrics]] = {}
+    for record in result.records:
+        for outcome in record["outcomes"]:
+            failed = {"failed": float("error" in outcome), "seconds": outcome["seconds"]}
+            own = record["by_model"].get(f"client {outcome['client']}", {})
+            by_client.setdefault(outcome["client"], {})[record["round"]] = client_values(outcome) | own | failed
+    for client, measured in sorted(by_client.items()):
+        facts = told_to_loggers(run)
+        facts["config"] |= {"client": client, "samples": run.workload.manifest["sizes"][client]}
+        facts |= {"tags": [*facts["tags"], f"client {client}"], "name": f"{facts['experiment']} client {client}"}
+        key, folder = identity.digest([run.key, "client", client]), run.folder / "clients" / str(client)
+        with loggers.make(folder, key=key, job_type="client", **facts) as sinks:
+            for sink in sinks:
+                for number, values in measured.items():
+                    sink.log_metrics(values, step=number)
+                sink.save()
+
+
+def told_to_loggers(run: Run) -> dict[str, Any]:
+    """What is the same for the federation's run and for those of its clients."""
+    config = run.config
+    experiment, settings = f"{config['data']['name']}/{config['name']}", identity.stripped(config)
+    return {"experiment": experiment, "tags": tags(run), "config": settings, **config["logger"]}
 
 
 def tags(run: Run) -> list[str]:

@@ -5,9 +5,9 @@ from collections import defaultdict
 
 
 def curves(rounds: list[dict]) -> dict[str, list[list[float]]]:
-    """Name -> [[round, value], ...], rounds counted from 1: metrics of every model and of every client, bytes,
-    drop-outs and the gap of averaged LoRA factors. "train/loss @ client 3" is that of client 3; without a name after @
-    it is the federation's own. Values that are not finite are left out.
+    """Name -> [[round, value], ...], rounds counted from 1: metrics of every model and of every client, how far each
+    client drifted, bytes, drop-outs and the gap of averaged LoRA factors. "train/loss @ client 3" is that of client 3;
+    without a name after @ it is the federation's own. Values that are not finite are left out.
     """
     found: dict[str, list[list[float]]] = defaultdict(list)
     for record in rounds:
@@ -35,15 +35,23 @@ def values(record: dict) -> dict[str, float]:
         if len(record["by_model"]) > 1:  # of one model alone they are the federation's own
             values |= {f"{name} @ {model}": value for name, value in metrics.items()}
     for outcome in record["outcomes"]:
-        for name, value in outcome.get("metrics", {}).items():
+        for name, value in client_values(outcome).items():
             values[f"{name} @ client {outcome['client']}"] = value
     return values
+
+
+def client_values(outcome: dict) -> dict[str, float]:
+    """What one client measured in a round, empty if it failed; `adapter drift`: how far it went from where it began."""
+    drift = {"adapter drift": outcome["drift"]} if "drift" in outcome else {}
+    return outcome.get("metrics", {}) | drift
 
 
 def client_means(record: dict) -> dict[str, float]:
     """Means of what the clients of a round measured, by their samples; empty where none came back."""
     back = [outcome for outcome in record["outcomes"] if "error" not in outcome]
     samples = sum(outcome["num_samples"] for outcome in back)
-    names = dict.fromkeys(name for outcome in back for name in outcome["metrics"])
-    everywhere = [name for name in names if all(name in outcome["metrics"] for outcome in back)]
-    return {name: sum(o["num_samples"] * o["metrics"][name] for o in back) / samples for name in everywhere}
+    measured = [client_values(outcome) for outcome in back]
+    names = dict.fromkeys(name for values in measured for name in values)
+    weighted = [(outcome["num_samples"], values) for outcome, values in zip(back, measured, strict=True)]
+    everywhere = [name for name in names if all(name in values for values in measured)]
+    return {name: sum(weight * values[name] for weight, values in weighted) / samples for name in everywhere}

@@ -21,7 +21,7 @@ from federated.lora_gap import with_products, without_products
 from federated.privacy import ClientLevelPrivacy
 from federated.schedule import AllClients, ConstantRate
 from federated.seeding import EVALUATION, seed_of, seeded
-from federated.state import State, num_bytes
+from federated.state import State, distance, num_bytes
 from federated.strategies.base import Strategy
 from federated.strategies.fold import OrderedMean
 
@@ -54,7 +54,8 @@ class Orchestrator:
     every `evaluate_every` rounds (0: after the last alone) with the global state loaded.
     max_failed: the largest share of a round's clients that may fail; above it the run stops with TooManyFailuresError
     and a relaunch repeats the round. track_gap: log how far mean(BA) is from mean(B) mean(A); costs one (out, in)
-    matrix a LoRA pair. privacy: of the clients' updates; the gap, which is told in the clear, is then not logged.
+    matrix a LoRA pair. privacy: of the clients' updates; what is told in the clear of them, the gap and each client's
+    `drift` (L2 distance of the trained parameters from those it was sent), is then not logged.
     """
 
     module: pl.LightningModule
@@ -79,8 +80,11 @@ class Orchestrator:
             found = "found shared ones, whose variances noise would make negative"
             raise InputError(f"privacy: expected buffers that stay with clients, {found}: set local_buffers=true")
 
-    def run(self, on_round: Callable[[dict], None] | None = None) -> FederatedResult:
-        """Run or resume; `on_round` is given the record of every round as it is committed.
+    def run(
+        self, on_round: Callable[[dict], None] | None = None, on_client: Callable[[dict], None] | None = None
+    ) -> FederatedResult:
+        """Run or resume; `on_round` is given the record of every round as it is committed, `on_client` what became of
+        every client as it comes back.
 
         Leaves the final global state in the module, and in `initial` what it held before, resumed or not. Raises
         TooManyFailuresError, and InputError as the ledger does.
@@ -89,7 +93,7 @@ class Orchestrator:
         progress = (self.ledger.resume() if self.ledger else None) or self._begin()
         self.adapter.validate(progress.shared | progress.fresh)
         while progress.next_round < self.rounds:
-            record = self._round(progress)
+            record = self._round(progress, on_client)
             if self.ledger:
                 self.ledger.commit(progress)
             if on_round:
@@ -104,11 +108,11 @@ class Orchestrator:
         shared = {name: tensor for name, tensor in state.items() if name not in personal}
         return Progress(shared, fresh={name: tensor for name, tensor in state.items() if name in personal})
 
-    def _round(self, progress: Progress) -> dict:
+    def _round(self, progress: Progress, on_client: Callable[[dict], None] | None = None) -> dict:
         start, number = time.monotonic(), progress.next_round
         chosen = self.sample(number, self.clients)
         rate = self.rate(number, self.rounds)
-        mean, outcomes, bytes_up = self._train(progress, chosen, rate)
+        mean, outcomes, bytes_up = self._train(progress, chosen, rate, on_client)
         self._stop_if_too_many_failed(number, outcomes)
         averaged, gap = without_products(mean) if mean is not None else ({}, None)
         if mean is None:
@@ -133,7 +137,9 @@ class Orchestrator:
         progress.records.append(record)
         return record
 
-    def _train(self, progress: Progress, chosen: list[int], rate: float) -> tuple[State | None, list[dict], int]:
+    def _train(
+        self, progress: Progress, chosen: list[int], rate: float, on_client: Callable[[dict], None] | None
+    ) -> tuple[State | None, list[dict], int]:
         """Mean of the survivors (None without one), what became of each client, bytes received."""
         fold = OrderedMean(chosen, extend=with_products if self.track_gap and not self.privacy else None)
         waiting, outcomes, bytes_up = sorted(chosen), {}, 0
@@ -142,7 +148,9 @@ class Orchestrator:
             while waiting and len(chosen) - len(waiting) - fold.settled < self.engine.capacity:
                 self.engine.submit(self._task(progress, waiting.pop(0), rate))
             outcome = self._checked(self.engine.collect())
-            outcomes[outcome.client] = _told(outcome)
+            outcomes[outcome.client] = told = _told(outcome) | self._drift(progress, outcome)
+            if on_client:
+                on_client(told)
             if isinstance(outcome, ClientFailure):
                 fold.drop(outcome.client)
                 continue
@@ -162,6 +170,13 @@ class Orchestrator:
     def _task(self, progress: Progress, client: int, rate: float) -> ClientTask:
         state = progress.shared | progress.personal.get(client, progress.fresh)
         return ClientTask(progress.next_round, client, state, rate, self.seed)
+
+    def _drift(self, progress: Progress, outcome: Outcome) -> dict[str, float]:
+        """How far a client went from where it began; nothing of a failure, and nothing under privacy."""
+        if isinstance(outcome, ClientFailure) or self.privacy:
+            return {}
+        sent = progress.shared | progress.personal.get(outcome.client, progress.fresh)
+        return {"drift": distance(outcome.state, sent, sorted(self.adapter.trained))}
 
     def _checked(self, outcome: Outcome) -> Outcome:
         """An update that does not fit is a failure, whoever sent it."""

@@ -11,7 +11,7 @@ from tracking.errors import UsageError
 
 TEXT = dashboards.DESCRIPTION.read_text()
 SHIPPED = dashboards.described(TEXT)
-JOB_TYPES = {"pretrain", "semi", "knn", "linear", "finetune", "inspect", "transfer", "federated"}
+JOB_TYPES = {"pretrain", "semi", "knn", "linear", "finetune", "inspect", "transfer", "federated", "client"}
 
 
 def test_there_is_a_workspace_for_each_family_with_a_name_that_stays():

@@ -1,7 +1,13 @@
-"""The curves of a federation: by round, by client, by model."""
+"""The curves of a federation: by round, by client, by model; and what is seen of it while it runs."""
 
-from federate import Watch
+from io import StringIO
+
+import pytest
+from rich.console import Console
+from toy_federation import federation
+
 from federated.curves import curves
+from federated.watch import Watch
 
 
 def one_round(number, losses, failed=(), by_model=None, metrics=None, gap=None):
@@ -56,7 +62,7 @@ class Sink:
 
 def test_the_loggers_see_every_round_with_its_clients(capsys):
     sink = Sink()
-    watch = Watch("toy", 2, [sink])
+    watch = Watch("toy", 2, 3, [sink])
     for number in range(2):
         watch(one_round(number, {0: 3.0, 2: 4.0}, failed=[1], metrics={"test/knn1": 50.0 + number}))
     assert [step for step, _ in sink.rows] == [0, 1]
@@ -64,3 +70,38 @@ def test_the_loggers_see_every_round_with_its_clients(capsys):
     assert row["train/loss @ client 2"] == 4.0 and row["failed clients"] == 1 and row["bytes up"] == 20
     assert row["train/loss"] == 3.75 and row["test/knn1"] == 51.0
     assert "round 2/2" in capsys.readouterr().out
+
+
+def test_drift_is_how_far_a_client_went(tmp_path):
+    orchestrator = federation()
+    start = orchestrator.adapter.extract()
+    came_back = []
+    orchestrator.run(on_client=came_back.append)
+    assert [outcome["client"] for outcome in came_back] == [0, 1, 2, 3]
+    fresh = federation()
+    for outcome in came_back:
+        state = fresh.engine._client.run(fresh._task(fresh._begin(), outcome["client"], 1.0)).state
+        moved = sum((state[name].double() - start[name].double()).square().sum() for name in fresh.adapter.trained)
+        assert outcome["drift"] == pytest.approx(float(moved) ** 0.5) and outcome["drift"] > 0
+        fresh.adapter.load(start)
+    one = one_round(0, {0: 3.0, 2: 4.0})
+    for outcome, drift in zip(one["outcomes"], (1.0, 2.0), strict=True):
+        outcome["drift"] = drift
+    found = curves([one])
+    assert found["adapter drift @ client 2"] == [[1, 2.0]] and found["adapter drift"] == [[1, 1.75]]
+
+
+def test_in_a_terminal_rounds_and_clients_are_bars_and_failures_stay():
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    record = one_round(0, {0: 3.0, 2: 4.0}, failed=[1], metrics={"test/knn1": 50.0})
+    with Watch("toy [bold]", 2, 3, [], console) as watch:
+        for outcome in record["outcomes"]:
+            watch.client(outcome)
+        rounds, clients = watch._bars.tasks
+        assert clients.completed == 3 and clients.description == "client 1  ClientTimeout"
+        watch(record)
+        assert rounds.completed == 1 and rounds.description == "toy [bold]: rounds  loss 3.750  knn1 50.000"
+        assert clients.completed == 0
+    assert "round 1: client 1 failed, ClientTimeout: late" in screen.getvalue()
+    assert "toy [bold]: rounds" in screen.getvalue()

@@ -30,6 +30,7 @@ def make(
     job_type: str,
     tags: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
+    name: str = "",
     mode: str = "disabled",
     project: str = "skelfed",
     entity: str | None = None,
@@ -42,6 +43,7 @@ def make(
 
     W&B: mode `disabled`, `offline` or `online`, the environment's WANDB_MODE goes before `online`. The run is continued
     by its id (the first 16 digits of `key`); group = experiment; `config` is logged once, flattened to dotted keys.
+    name: of the run, experiment and job type if none is given.
     `online` without an API key, or with a server that does not answer, turns into `offline`, and says so. Only rank 0
     has a W&B run.
 
@@ -55,7 +57,7 @@ def make(
             "entity": entity,
             "dir": str(folder),
             "id": key[:16],
-            "name": f"{experiment} {job_type}",
+            "name": name or f"{experiment} {job_type}",
             "group": experiment,
             "job_type": job_type,
             "tags": [tag[:TAG_LENGTH] for tag in tags],

@@ -4,6 +4,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import wandb
+from PIL import Image
 from pytorch_lightning.loggers import Logger
 
 from tracking import pictures
@@ -29,3 +31,14 @@ def tell(sinks: Sequence[Logger], record: Record, parts: Mapping[str, Any]) -> N
             for name in PICTURES.keys() & parts.keys():
                 sink.log_image(name, [PICTURES[name](parts[name])], step=last)
         sink.save()
+
+
+def samples(sinks: Sequence[Logger], rows: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Rows of plain values and images as a table; only to loggers that show tables."""
+    if not rows:
+        return
+    data = [[wandb.Image(value) if isinstance(value, Image.Image) else value for value in row.values()] for row in rows]
+    for sink in sinks:
+        if hasattr(sink, "log_table"):
+            sink.log_table("samples", columns=list(rows[0]), data=data, step=step)
+            sink.save()

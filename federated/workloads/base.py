@@ -44,6 +44,12 @@ class Workload(Protocol):
     def row(self, strategy: Strategy) -> dict[str, str]:
         """How a record names the result: `method`, and where it needs them `variant` and `setting`."""
 
+    def samples(self) -> list[dict[str, Any]]:
+        """Some test samples and what the model of the last `evaluate` answers, for the eye; none where there are none.
+
+        A dict of plain values and images (PIL) a sample, all with the same names.
+        """
+
     def save(self, folder: Path, orchestrator: Orchestrator, models: dict[str, State]) -> None:
         """Keep every model below `folder`, each whole or not at all."""
 

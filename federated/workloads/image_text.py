@@ -16,7 +16,7 @@ from federated.export import export
 from federated.orchestrator import Metrics, Orchestrator
 from federated.state import State
 from federated.strategies.base import Strategy
-from lightning_modules.mllm.answers import Asking, answer, score
+from lightning_modules.mllm.answers import Asking, answer, said, score
 from lightning_modules.mllm.module import MultimodalModule
 from tracking.build import build, factory
 
@@ -25,6 +25,7 @@ for writer in WRITERS:
 
 COUNTS = ("unparsable",)  # metrics that are no rates
 ADAPTER = ".adapter"  # ends the name of a PEFT folder
+SHOWN = 16  # samples for the eye
 
 
 class ImageText:
@@ -49,6 +50,7 @@ class ImageText:
         self.base_model = self._family.fingerprint()
         self._initial: State = {}
         self._taken: State = {}
+        self._answers: dict[str, dict[str, str]] = {}  # condition -> sample -> what was answered
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
@@ -82,6 +84,8 @@ class ImageText:
             samples = {sample.id: sample for sample in self.data.samples(side)}
             for condition in self._config["conditions"]:
                 answers = answer(module, self.data.ordered(side, condition), asking)
+                if side == "test":
+                    self._answers[condition] = {found.id: said(found, asking) for found in answers}
                 for name, value in score(answers, samples, asking).items():
                     rate = value if name in COUNTS else 100 * value
                     found[_named(name, side, condition)] = rate
@@ -97,6 +101,19 @@ class ImageText:
         """The row of the published tables: what the configuration names, else the server rule."""
         federated = self._config["federated"]
         return {"method": federated["row"] or type(strategy).__name__.lower(), "variant": federated["variant"]}
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The first of the test set: `sample`, `image`, `text`, `wanted` and an answer a condition."""
+        return [
+            {
+                "sample": sample.id,
+                "image": None if sample.image is None else self.data.pictures(sample.image),
+                "text": sample.text,
+                "wanted": self.data.prompts.answer_of(sample, self.data.corpus.options),
+                **{f"answer, {condition}": found[sample.id] for condition, found in self._answers.items()},
+            }
+            for sample in self.data.samples("test")[:SHOWN]
+        ]
 
     def save(self, folder: Path, orchestrator: Orchestrator, models: dict[str, State]) -> None:
         """Export every model as a PEFT folder; without a round there is nothing but the base to keep."""

@@ -89,6 +89,9 @@ class Skeletons:
         setting = f"{type(strategy).__name__}, {clients} clients by {by}"
         return {"method": self._config["name"], "setting": setting}
 
+    def samples(self) -> list[dict[str, Any]]:
+        return []
+
     def save(self, folder: Path, orchestrator: Orchestrator, models: dict[str, State]) -> None:
         """Write every model as a checkpoint for `eval.py checkpoint=<file>`."""
         for name, state in models.items():

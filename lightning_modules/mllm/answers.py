@@ -93,10 +93,17 @@ def score(answers: Sequence[Answer], samples: Mapping[str, Sample], asking: Aski
             odds = torch.tensor([found.log_probs for found in answers], dtype=torch.float64).softmax(1)
             metrics["auc_probability"] = area_under_curve(labels, odds[:, 1].tolist())
     if not asking.options or any(sample.closed is not None for sample in asked):
-        said = [_said(found, asking) for found in answers]
+        told = [said(found, asking) for found in answers]
         wanted = [asking.options[_label(sample)] if asking.options else sample.answer for sample in asked]
-        metrics |= vqa_accuracy(said, wanted, [bool(sample.closed) for sample in asked])
+        metrics |= vqa_accuracy(told, wanted, [bool(sample.closed) for sample in asked])
     return metrics
+
+
+def said(found: Answer, asking: Asking) -> str:
+    """What an answer says: the generated text, else the option chosen; empty where neither is known."""
+    if found.text is not None:
+        return found.text
+    return "" if found.option is None else asking.options[found.option]
 
 
 def option_tokens(encoder: Encoder, options: Sequence[str]) -> list[list[int]]:
@@ -181,12 +188,6 @@ def _label(sample: Sample) -> int:
     if sample.label is None:
         raise InputError(f"sample {sample.id}: expected a class to score options against, found none")
     return sample.label
-
-
-def _said(found: Answer, asking: Asking) -> str:
-    if found.text is not None:
-        return found.text
-    return "" if found.option is None else asking.options[found.option]
 
 
 def _on(batch: ImageTextBatch, device: torch.device) -> ImageTextBatch:
