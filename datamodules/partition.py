@@ -18,7 +18,10 @@ Columns = Mapping[str, Sequence]
 
 
 class Partition(Protocol):
-    def split(self, columns: Columns) -> list[np.ndarray]: ...
+    """A way to share samples out among clients."""
+
+    def split(self, columns: Columns) -> list[np.ndarray]:
+        """Rows of the samples that each client holds."""
 
 
 def column(columns: Columns, name: str) -> np.ndarray:

@@ -13,7 +13,8 @@ from datamodules.errors import InputError
 class ClientData(Protocol):
     """What a client trains on."""
 
-    def num_samples(self, client: int) -> int: ...
+    def num_samples(self, client: int) -> int:
+        """Samples that a client holds."""
 
     def train_dataloader(self, client: int, seed: int) -> DataLoader:
         """Batches of one client; their order is a function of the seed."""

@@ -20,6 +20,8 @@ Tensors = Mapping[str, Tensor]
 
 
 class Term(Protocol):
+    """An addition to a client's loss; it is logged under `name`."""
+
     name: ClassVar[str]
 
     def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:

@@ -59,9 +59,11 @@ class SkeletonModule(pl.LightningModule):
         self._outputs: dict[str, Tensor] = {}
 
     def objective(self, batch: Any) -> dict[str, Tensor]:
+        """Loss terms by name, and what `after_step` needs; without side effects."""
         raise NotImplementedError(f"{type(self).__name__} trains on no objective")
 
     def features(self, batch: SkeletonBatch) -> Tensor:
+        """(N, S, D) features of S parallel streams of the clips."""
         raise NotImplementedError(f"{type(self).__name__} gives no features")
 
     def embed(self, batch: SkeletonBatch) -> Tensor:

@@ -20,6 +20,7 @@ from tracking.errors import UsageError
 TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "nav", "a", "h1", "h2", "h3", "p", "blockquote"),
     *("strong", "ul", "li", "code", "div", "table", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "b"),
+    *("header", "main", "h4", "details", "summary"),
     *("svg", "g", "line", "text", "polyline", "polygon", "circle", "image", "canvas", "script", "span"),
 }
 
@@ -82,12 +83,14 @@ def test_figures_stand_between_the_tables_and_what_is_behind_them(tmp_path):
     records, parts = toy.everything()
     text = written(records, parts, tmp_path)
     order = [
-        "Cost</h2>",
+        "At a glance</h2>",
+        "miniature, not NTU RGB+D 60</h2>",
         "Curves</h2>",
         "Confusion</h2>",
         "Embeddings</h2>",
         "Clips</h2>",
         "Attention</h2>",
+        "Cost</h2>",
         f"{report.BEHIND}</h2>",
     ]
     places = [text.index(heading) for heading in order]
@@ -95,8 +98,66 @@ def test_figures_stand_between_the_tables_and_what_is_behind_them(tmp_path):
 
 
 def test_without_figures_there_is_no_empty_heading(tmp_path):
-    text = written([toy.record("knn")], {}, tmp_path)
+    text = written([toy.record("knn", metrics={"effective_rank": 3.0})], {}, tmp_path)
     assert "<figure" not in text.split("<body>")[1] and "Curves" not in text
+
+
+def rows_of(text: str) -> list[list[tuple[str, ...]]]:
+    """Of every figure at a glance: (row, series, mean, deviation or "") of each mark."""
+    glance = text.split("At a glance</h2>")[1].split("<h2")[0]
+    return [
+        re.findall(r"<title>(.*), ([a-z ]+): ([\d.]+)(?: ± ([\d.]+))?</title>", figure)
+        for figure in glance.split("<figure")[1:]
+    ]
+
+
+def test_at_a_glance_each_method_stands_beside_its_baselines_and_what_is_published(tmp_path):
+    real = toy.DATA | {"name": "NTU RGB+D 60", "miniature": False}
+    linear = [
+        toy.record("linear", seed, data=real, setting="all", method="scd_net", metrics={"top1": 60.0 + seed})
+        for seed in (1, 3)
+    ]
+    others = [
+        toy.record("linear", data=real, setting="all", method=method, variant=variant, metrics={"top1": value})
+        for method, variant, value in (("scd_net", "coordinates", 40.0), ("sds_cl", "", 70.0))
+    ]
+    knn = toy.record("knn", metrics={"k1": 50.0, "k5": 60.0})
+    found = rows_of(written([*linear, *others, knn, toy.train_record(1)], {}, tmp_path))
+    assert found == [
+        [
+            ("SDS-CL", "trained", "70.00", ""),
+            ("SCD-Net", "published", "86.60", ""),
+            ("SCD-Net", "coordinates", "40.00", ""),
+            ("SCD-Net", "trained", "62.00", "1.4"),
+        ],
+        [("SDS-CL", "trained", "50.00", "")],
+    ], "the best row first, of a row the first mark on top; a miniature beside nothing published; no losses"
+
+
+def test_a_rate_stands_where_the_axis_says():
+    svg = ElementTree.fromstring(plots.rates([("one", [plots.Rate("trained", 60.0, 5.0)])], "title"))
+    texts = {e.text: float(e.get("x")) for e in svg.iter() if e.tag.endswith("text")}
+    (spot,) = [e for e in svg.iter() if e.tag.endswith("circle")]
+    (bar,) = [e for e in svg.iter() if e.tag.endswith("line") and e.get("stroke-width")]
+    each = (texts["100"] - texts["0"]) / 100
+    assert float(spot.get("cx")) == pytest.approx(texts["60"], abs=0.1)
+    assert float(bar.get("x2")) - float(bar.get("x1")) == pytest.approx(10 * each, abs=0.1)
+    assert "60.0" in texts
+
+
+def test_what_lines_share_is_told_in_the_caption(tmp_path):
+    runs = [toy.train_record(1, method=method, setting="joint stream") for method in ("sds_cl", "scd_net")]
+    text = written(runs, {}, tmp_path)
+    assert 'train/loss over epoch: SCD-Net, SDS-CL"' in text and "Training on miniature, not NTU RGB+D 60, joint" in text
+
+
+def test_losses_and_what_is_behind_are_folded_away(tmp_path):
+    records, parts = toy.everything()
+    text = written(records, parts, tmp_path)
+    folds = re.findall(r"<details><summary><h3>(.*?)</h3>", text)
+    assert folds[0] == "Training" and folds[-1] == "Versions" and text.count("</details>") == len(folds)
+    assert [f'<a id="run-{n}"></a>' in fold for n, fold in enumerate(folds[1:-1], 1)] == [True] * len(records)
+    assert text.index("</details>") < text.index("Curves</h2>")
 
 
 def test_seeds_become_a_mean_with_a_band(tmp_path):

@@ -57,6 +57,7 @@ def choose(tab, which: str, value: str) -> None:
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (360, 740)])
 def test_every_figure_is_seen_whole_and_nothing_complains(page, width, height):
     page.resize(width, height, mobile=width < 600)
+    page.run("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
     found = page.run(FIGURES)
     assert len(found) >= 12
     assert all(f["width"] > 100 and f["height"] > 20 and f["inside"] and f["inked"] for f in found), found
@@ -110,6 +111,28 @@ def test_a_tap_on_a_joint_asks_where_it_looks(page):
     assert page.run("document.querySelector('.player').player.query") == 2
     assert "From c." in page.run("document.querySelector('.note').textContent")
     assert (canvas(page) != before).any()
+
+
+def test_a_link_to_a_run_opens_it_and_paper_opens_all(page):
+    opened = "[...document.querySelectorAll('details')].filter((fold) => fold.open).length"
+    assert page.run(opened) == 0
+    page.run("document.querySelector('a[href=\"#run-2\"]').click()")
+    assert page.run(f"new Promise((done) => setTimeout(() => done({opened}), 100))") == 1
+    assert page.run("document.getElementById('run-2').closest('details').open")
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    assert page.run(opened) == page.run("document.querySelectorAll('details').length")
+    page.run("dispatchEvent(new Event('afterprint'))")
+    assert page.run(opened) == 1
+
+
+def test_the_player_follows_a_dark_page(page):
+    choose(page, "overlays", "")
+    light = canvas(page).mean()
+    page.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    page.run("new Promise((done) => setTimeout(done, 200))")
+    dark = canvas(page)
+    page.ask("Emulation.setEmulatedMedia", features=[])
+    assert light > 200 and dark.mean() < 80 and (dark > 150).all(axis=2).any(), "the figure is seen on both"
 
 
 def test_it_prints(page):

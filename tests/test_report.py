@@ -93,7 +93,7 @@ def test_where_nothing_is_published_the_table_says_so_but_not_for_baselines(tmp_
     rows = [record(), record(30, variant="random initialisation"), record(40, variant="coordinates")]
     lines = {line["row"]: line for line in tables(page(rows, out=tmp_path))[0]}
     assert {row: line["published"] for row, line in lines.items()} == {
-        "SDS-CL": "no published number known",
+        "SDS-CL": "none known",
         "SDS-CL, random initialisation": "",
         "SDS-CL, coordinates": "",
     }
@@ -113,7 +113,7 @@ def test_where_nothing_is_published_the_table_says_so_but_not_for_baselines(tmp_
 )
 def test_a_published_number_is_only_set_beside_the_same_measurement(tmp_path, changes):
     (line,) = tables(page([record(method="scd_net", **changes)], out=tmp_path))[0]
-    assert line["published"] == "no published number known" and "difference" not in line
+    assert line["published"] == "none known" and "difference" not in line
 
 
 def test_a_miniature_has_a_banner_and_is_never_compared(tmp_path):
@@ -159,6 +159,22 @@ def test_other_settings_are_never_averaged_and_are_told_apart(tmp_path):
         "SDS-CL, epochs=None, method.lr=0.1": "80.00",
         "SDS-CL, epochs=9, method.lr=0.2": "90.00",
     }
+
+
+def test_what_all_rows_share_is_told_once_and_numbers_end_at_the_right(tmp_path):
+    runs = [record(80), record(9.5, variant="coordinates", metrics={"top1": 9.5, "top5": 30.0})]
+    markdown = page(runs, out=tmp_path)
+    assert "\n\nXsub, all:\n\n| row | measure | last epoch | published | seeds |" in markdown
+    assert "\n| --- | --- | ---: | ---: | ---: | ---: | --- |\n" in markdown
+    assert "split" not in tables(markdown)[0][0] and "split" in tables(page(runs[:1], out=tmp_path))[0][0]
+
+
+def test_the_page_says_of_when_it_is(tmp_path):
+    runs = [record(created="2026-01-02T00:00:00+00:00"), record(90, 1, created="2026-01-01T00:00:00+00:00")]
+    assert "2 results of 2026-01-01 to 2026-01-02, commit cccccccc." in page(runs, out=tmp_path)
+    assert "1 result of 2026-01-02, commit cccccccc." in page(runs[:1], out=tmp_path)
+    other = replace(runs[1], commit="d" * 40)
+    assert ", 2 commits." in page([runs[0], other], out=tmp_path)
 
 
 def test_shares_of_labels_come_in_their_order(tmp_path):

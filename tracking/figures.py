@@ -12,26 +12,30 @@ import numpy as np
 
 from tracking import plots
 from tracking.records import Record
-from tracking.report import KINDS, Group, Published, grouped, measure
+from tracking.report import BASELINES, KINDS, TRAINING, Group, Published, grouped, measure
 
 Parts = Mapping[str, Any]
 OF_WHOM = " @ "  # in the name of a curve: what is measured, and of which client or model
 X_NAMES = {"federated": "round"}  # of a kind's curves; of all others "epoch"
+HEADLINES = ("top1", "k1", "test/knn1", "auc_hard", "accuracy", "overall")  # rates; of a record the first it has
 COLOURED = 8  # classes of an embedding that get a colour
+NO_GLANCE = (*TRAINING, "inspect")  # whose rates other kinds have too
 NAMED = 5  # confusions named below a matrix
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of the page and the figures below it."""
+    """A heading of the page and the figures below it; first: before the tables."""
 
     title: str
     figures: tuple[str, ...]
+    first: bool = False
 
 
 def sections(records: Sequence[Record], parts: Mapping[str, Parts], published: Published) -> list[Section]:
     """The sections that have a figure. parts: by record id, as `artefacts.read` gives them."""
     made = [
+        Section("At a glance", tuple(_glances(records, published)), first=True),
         Section("Curves", tuple(_curves(records, published))),
         Section("Confusion", tuple(_each(records, parts, "confusion", published, _confusion))),
         Section("Embeddings", tuple(_each(records, parts, "points", published, _points))),
@@ -60,9 +64,13 @@ def heading(record: Record) -> str:
 
 def label(group: Group, published: Published, with_split: bool = True) -> str:
     """The row of a group, as the tables name it; with_split: and its split, where there may be several."""
+    return ", ".join(filter(None, _parts(group, published, with_split)))
+
+
+def _parts(group: Group, published: Published, with_split: bool) -> list[str]:
     first = group.first
     split = published.title(first.data["split"]) if with_split else ""
-    return ", ".join(filter(None, [published.title(first.method), first.variant, first.setting, split, group.note]))
+    return [published.title(first.method), first.variant, first.setting, split, group.note]
 
 
 def figure(body: str, title: str, note: str = "", wide: bool = False) -> str:
@@ -72,7 +80,56 @@ def figure(body: str, title: str, note: str = "", wide: bool = False) -> str:
 
 
 def escaped(string: Any) -> str:
+    """Any string as text in HTML, on one line."""
     return html.escape(plots.clean(string))
+
+
+# --- at a glance -------------------------------------------------------------------------------------------------
+
+
+def _glances(records: Sequence[Record], published: Published) -> Iterable[str]:
+    """A figure for each thing measured, its rows the methods; the headline of each beside its baselines."""
+    alike: dict[tuple, list[Group]] = defaultdict(list)
+    for kind in dict.fromkeys(r.kind for r in records if r.kind not in NO_GLANCE):
+        for group in grouped([r for r in records if r.kind == kind and _headline(r)], records):
+            first = group.first
+            alike[first.data["name"], kind, first.data["split"], first.setting, _headline(first)].append(group)
+    for (data, kind, split, setting, metric), groups in alike.items():
+        rows = _rated(groups, metric, published)
+        if not rows:
+            continue
+        title = ", ".join(filter(None, [KINDS.get(kind, kind), setting]))
+        told = f"{data}, {published.title(split)}. {measure(metric)} in per cent; the number is that of the trained network."
+        shown = [name for name in plots.SERIES if any(name == mark.series for _, marks in rows for mark in marks)]
+        body = plots.rates(rows, f"{title}, {told}") + plots.rates_legend(shown)
+        yield figure(body, title, told)
+
+
+def _rated(groups: Sequence[Group], metric: str, published: Published) -> list[tuple[str, list[plots.Rate]]]:
+    """(row, marks in the order of the series); a baseline stands in the row of its method."""
+    rows: dict[str, list[plots.Rate]] = defaultdict(list)
+    for group in groups:
+        first = group.first
+        series = next((name for name in BASELINES if first.variant.endswith(name)), "trained")
+        streams = first.variant.removesuffix(series).strip(", ")
+        name = ", ".join(filter(None, [published.title(first.method), streams, group.note]))
+        values = [record.metrics[metric] for record in group.records]
+        rows[name].append(plots.Rate(series, mean(values), stdev(values) if len(values) > 1 else 0.0))
+        theirs = published.find(first, metric) if series == "trained" and _comparable(first, published) else None
+        if theirs is not None:
+            rows[name].append(plots.Rate("published", theirs))
+    order = list(plots.SERIES)
+    sorted_rows = [(name, sorted(marks, key=lambda mark: order.index(mark.series))) for name, marks in rows.items()]
+    whole = [(name, marks) for name, marks in sorted_rows if all(0 <= mark.value <= 100 for mark in marks)]
+    return sorted(whole, key=lambda row: -row[1][0].value)
+
+
+def _comparable(record: Record, published: Published) -> bool:
+    return not record.data["miniature"] and record.data["name"] == published.data
+
+
+def _headline(record: Record) -> str:
+    return next((name for name in HEADLINES if name in record.metrics), "")
 
 
 # --- curves ------------------------------------------------------------------------------------------------------
@@ -84,12 +141,23 @@ def _curves(records: Sequence[Record], published: Published) -> Iterable[str]:
             of_kind = [r for r in records if r.kind == kind and r.data["name"] == data and r.curves]
             several = len({r.data["split"] for r in of_kind}) > 1
             panels: dict[str, list[plots.Line]] = defaultdict(list)
-            for group in grouped(of_kind, records):
-                for name, line in curves_of(group, label(group, published, several)):
+            groups = grouped(of_kind, records)
+            common = _common([_parts(group, published, several) for group in groups])
+            for group in groups:
+                parts = [part for part in _parts(group, published, several) if part not in common]
+                for name, line in curves_of(group, ", ".join(filter(None, parts))):
                     panels[name].append(line)
             drawn = [name for name, lines in panels.items() if len({x for line in lines for x, _ in line.points}) > 1]
             for name in sorted(drawn, key=_metric_order):  # what was measured but once stands in the tables
-                yield from _panels(name, panels[name], f"{KINDS.get(kind, kind)} on {data}", X_NAMES.get(kind, "epoch"))
+                told = ", ".join([f"{KINDS.get(kind, kind)} on {data}", *common])
+                yield from _panels(name, panels[name], told, X_NAMES.get(kind, "epoch"))
+
+
+def _common(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Parts that all rows have beside the method, to be told once and not of every line."""
+    if len(rows) < 2:
+        return []
+    return [part for part in rows[0][1:] if part and all(part in row[1:] for row in rows)]
 
 
 def _panels(name: str, lines: Sequence[plots.Line], title: str, x_name: str) -> Iterable[str]:
@@ -168,7 +236,7 @@ def _player(part: Parts, title: str, record: Record) -> str:
     canvas = (
         f'<canvas tabindex="0" role="img" aria-label="{escaped(f"Clips, {title}")}"></canvas><p class="note"></p></div>'
     )
-    note = f"{record.data['name']}. Drag to turn; tap a joint to see where it looks. Blue: the nearest training clips."
+    note = f"{record.data['name']}. Drag to turn the figure; tap a joint to see where it looks."
     return figure(f"{controls}{canvas}{json_block(name, part)}", title, note, wide=True)
 
 
@@ -183,6 +251,7 @@ def _attention(part: Parts, title: str, record: Record) -> str:
             f"{one['over']} asking, from 0",
             f"{one['over']} asked",
             f"Attention map, {one['name']}",
+            f"{values.max():.2g}",
         )
         note = f"{title}; {clip['title']}. Mean over heads of its size, dark 0 to bright {values.max():.3g}."
         figures.append(figure(body, one["name"], note))

@@ -8,7 +8,7 @@ import hashlib
 import html
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tracking.figures import Parts, Section, escaped, sections
 from tracking.records import Record
 
 ASSETS = Path(__file__).parent / "assets"
+FOLDED = tuple(report.KINDS[kind] for kind in report.TRAINING)
 OUR_TAGS = re.compile(r'</?code>|</a>|<a id="run-\d+">')  # the HTML that `report` writes into its Markdown
 
 
@@ -36,31 +37,58 @@ def write(
 
 
 def page(markdown: str, figures: Sequence[Section]) -> str:
-    """The whole page; figures stand before what stands behind the numbers."""
+    """The whole page: some figures before the tables, the others between them and what stands behind the numbers."""
     renderer = _renderer()
-    tokens = renderer.parse(markdown)
-    headings = [token for token in tokens if token.type == "heading_open" and token.tag == "h2"]
-    for number, token in enumerate(headings):
-        token.attrSet("id", f"part-{number}")
-    titles = [(f"part-{n}", _plain(tokens[tokens.index(token) + 1])) for n, token in enumerate(headings)]
-    cut = next((n for n, token in enumerate(tokens) if token in headings and _behind(tokens[n + 1])), len(tokens))
-    rendered = [renderer.renderer.render(some, renderer.options, {}) for some in (tokens[:cut], tokens[cut:])]
-    links = [(f"figures-{n}", section.title) for n, section in enumerate(figures)]
-    before = sum(1 for token in tokens[:cut] if token in headings)
-    contents = "".join(f'<a href="#{a}">{html.escape(b)}</a>' for a, b in titles[:before] + links + titles[before:])
-    title = _plain(tokens[1]) if tokens else ""
-    body = f"<nav>{contents}</nav>{rendered[0]}{''.join(_sections(figures))}{rendered[1]}"
-    return _around(body, title)
+
+    def rendered(tokens: Sequence[Token]) -> str:
+        return renderer.renderer.render(tokens, renderer.options, {})
+
+    head, *chapters = _chapters(renderer.parse(markdown))
+    tables, behind = [], []
+    for number, chapter in enumerate(chapters):
+        heading = chapter[1]
+        chapter[0].attrSet("id", f"part-{number}")
+        part = f"part-{number}", _plain(heading), rendered(_folded(chapter, heading.content == report.BEHIND))
+        (behind if behind or heading.content in (report.COST, report.BEHIND) else tables).append(part)
+    drawn = [(f"figures-{number}", one.title, _drawn(number, one)) for number, one in enumerate(figures)]
+    first = [part for part, section in zip(drawn, figures, strict=True) if section.first]
+    others = [part for part in drawn if part not in first]
+    parts = [*first, *tables, *others, *behind]
+    contents = "".join(f'<a href="#{name}">{html.escape(title)}</a>' for name, title, _ in parts)
+    inside = "\n".join(text for *_, text in parts)
+    title = _plain(head[1]) if head else ""
+    return _around(f"<header>{rendered(head)}</header>\n<nav>{contents}</nav>\n<main>{inside}</main>", title)
 
 
-def _sections(figures: Sequence[Section]) -> Iterable[str]:
-    for number, section in enumerate(figures):
-        inside = "".join(section.figures)
-        yield f'<h2 id="figures-{number}">{escaped(section.title)}</h2><div class="figures">{inside}</div>'
+def _drawn(number: int, section: Section) -> str:
+    inside = "".join(section.figures)
+    return f'<h2 id="figures-{number}">{escaped(section.title)}</h2><div class="figures">{inside}</div>'
 
 
-def _behind(heading: Token) -> bool:
-    return heading.content == report.BEHIND
+def _chapters(tokens: Sequence[Token]) -> list[list[Token]]:
+    """What stands before the first heading of the second level, then each such heading with what follows it."""
+    chapters: list[list[Token]] = [[]]
+    for token in tokens:
+        if token.type == "heading_open" and token.tag == "h2":
+            chapters.append([])
+        chapters[-1].append(token)
+    return chapters
+
+
+def _folded(tokens: Sequence[Token], behind: bool) -> list[Token]:
+    """The tokens, what few will read folded away under its heading: losses of training, what is behind each number."""
+    made: list[Token] = []
+    fold = False
+    for number, token in enumerate(tokens):
+        of_part = token.tag == "h3"
+        if of_part and token.type == "heading_open":
+            made += [Token("fold_close", "details", -1)] * fold
+            fold = behind or tokens[number + 1].content in FOLDED
+            made += [Token("fold_open", "details", 1), Token("summary_open", "summary", 1)] * fold
+        made.append(token)
+        if of_part and token.type == "heading_close":
+            made += [Token("summary_close", "summary", -1)] * fold
+    return made + [Token("fold_close", "details", -1)] * fold
 
 
 def _plain(inline: Token) -> str:
@@ -83,7 +111,8 @@ def _only_ours(self: Any, tokens: Sequence[Token], idx: int, options: Any, env: 
 
 
 def _around(body: str, title: str) -> str:
-    style, script = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "player.js"))
+    style, *scripts = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", "player.js", "page.js"))
+    script = "\n".join(scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "

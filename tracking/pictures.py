@@ -43,6 +43,7 @@ def points(part: Mapping[str, Any]) -> Image.Image:
 
 
 def drawn(figure: Figure) -> Image.Image:
+    """The figure as a picture."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=100)
     return Image.open(file)

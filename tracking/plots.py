@@ -1,4 +1,4 @@
-"""Figures as SVG text that needs nothing around it: curves, confusion matrices, points in the plane.
+"""Figures as SVG text that needs nothing around it: rates, curves, confusion matrices, points in the plane.
 
 Every string goes through ElementTree, which escapes it. Colours are those of Okabe and Ito and the map cividis, which
 readers with any colour vision tell apart; lines also differ in their dashes and points in their shapes.
@@ -19,7 +19,24 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("", "6 3", "2 2", "8 3 2 3", "4 4", "1 3", "10 4")
 SHAPES = ("circle", "square", "triangle", "diamond")
 GREY = "#9a9a9a"
+SERIES = {  # of `rates`: shape, colour, whether hollow
+    "trained": ("circle", PALETTE[0], False),
+    "supervised only": ("square", PALETTE[1], False),
+    "random initialisation": ("square", PALETTE[4], False),
+    "coordinates": ("triangle", PALETTE[2], False),
+    "published": ("diamond", "currentColor", True),
+}
+ROOM = 58  # letters of a row's name
 FEW_POINTS = 30  # up to so many points of a line are marked
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One mark of `rates`: a rate in per cent of one of the SERIES, and its standard deviation, 0 where it has none."""
+
+    series: str
+    value: float
+    deviation: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,12 @@ def element(parent: ElementTree.Element, tag: str, content: str = "", **attribut
     return child
 
 
+def colour_of(number: int) -> str:
+    """The palette's, black as the page's ink: a page may be dark."""
+    colour = PALETTE[number % len(PALETTE)]
+    return "currentColor" if colour == "#000000" else colour
+
+
 def _said(value) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else clean(value)
 
@@ -55,6 +78,7 @@ def canvas(width: float, height: float, label: str) -> ElementTree.Element:
 
 
 def written(svg: ElementTree.Element) -> str:
+    """The SVG as text."""
     return ElementTree.tostring(svg, encoding="unicode")
 
 
@@ -73,6 +97,47 @@ def short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / size:.4g}{letter}"
     return f"{value:.4g}"
+
+
+def rates(rows: Sequence[tuple[str, Sequence[Rate]]], title: str) -> str:
+    """Rows of marks between 0 and 100 %, each under its name; at the right the value of what was trained."""
+    width, left, right, each, top = 420, 8, 12, 34, 4
+    bottom = top + each * len(rows)
+    svg = canvas(width, bottom + 22, title)
+
+    def place(value: float) -> float:
+        return left + value / 100 * (width - left - right)
+
+    for value in range(0, 101, 20):
+        x = place(value)
+        element(svg, "line", x1=x, x2=x, y1=top, y2=bottom, class_="grid")
+        element(svg, "text", str(value), x=x, y=bottom + 15, text_anchor="middle", class_="tick")
+    for number, (name, marks) in enumerate(rows):
+        y = top + each * number + 24.0
+        element(svg, "line", x1=place(0), x2=place(100), y1=y, y2=y, class_="track")
+        element(svg, "text", name if len(name) <= ROOM else f"{name[: ROOM - 1]}…", x=left, y=y - 11)
+        if marks[0].series == "trained":
+            value = f"{marks[0].value:.1f}"
+            element(svg, "text", value, x=width - right, y=y - 11, text_anchor="end", class_="value")
+        for mark_ in reversed(marks):  # the first on top
+            _rate(svg, mark_, place, y, name)
+    return written(svg)
+
+
+def _rate(svg: ElementTree.Element, rate: Rate, place, y: float, name: str) -> None:
+    shape, colour, hollow = SERIES[rate.series]
+    group = element(svg, "g", fill="none" if hollow else colour, stroke=colour)
+    spread = f" ± {rate.deviation:.1f}" if rate.deviation else ""
+    element(group, "title", f"{name}, {rate.series}: {rate.value:.2f}{spread}")
+    if rate.deviation:
+        ends = {"x1": place(max(rate.value - rate.deviation, 0)), "x2": place(min(rate.value + rate.deviation, 100))}
+        element(group, "line", y1=y, y2=y, stroke_width="2", **ends)
+    mark(group, shape, place(rate.value), y, 4.5).set("stroke-width", "1.5")
+
+
+def rates_legend(series: Sequence[str]) -> str:
+    """The same for `rates`."""
+    return _legend([(*SERIES[name], name) for name in series])
 
 
 def lines(curves: Sequence[Line], x_name: str, y_name: str) -> str:
@@ -112,7 +177,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _draw(svg: ElementTree.Element, curve: Line, number: int, place) -> None:
-    colour, dash = PALETTE[number % len(PALETTE)], DASHES[number % len(DASHES)]
+    colour, dash = colour_of(number), DASHES[number % len(DASHES)]
     group = element(svg, "g", fill=colour, stroke=colour)
     element(group, "title", curve.label)
     if curve.band:
@@ -147,8 +212,7 @@ def legend(labels: Sequence[str]) -> str:
     for number, label in enumerate(labels):
         item = element(names, "li")
         svg = element(item, "svg", viewBox="0 0 34 12", aria_hidden="true")
-        colour = PALETTE[number % len(PALETTE)]
-        dash = DASHES[number % len(DASHES)]
+        colour, dash = colour_of(number), DASHES[number % len(DASHES)]
         element(svg, "line", x1=1, x2=33, y1=6, y2=6, stroke=colour, stroke_width="2", stroke_dasharray=dash)
         mark(svg, SHAPES[number % len(SHAPES)], 17, 6, 3).set("fill", colour)
         element(item, "span", label)
@@ -157,21 +221,25 @@ def legend(labels: Sequence[str]) -> str:
 
 def points_legend(labels: Sequence[str], rest: str = "") -> str:
     """The same for `scatter`."""
-    names = ElementTree.Element("ul", {"class": "legend"})
-    styles = [
-        *((_style(number), label) for number, label in enumerate(labels)),
-        *([(("circle", GREY), rest)] * bool(rest)),
-    ]
-    for (shape, colour), label in styles:
+    styles = [(*_style(number), False, label) for number, label in enumerate(labels)]
+    return _legend([*styles, *([("circle", GREY, False, rest)] * bool(rest))])
+
+
+def _legend(styles: Sequence[tuple[str, str, bool, str]]) -> str:
+    """Marks (shape, colour, whether hollow) and their names."""
+    names = ElementTree.Element("ul", {"class": "legend marks"})
+    for shape, colour, hollow, label in styles:
         item = element(names, "li")
-        svg = element(item, "svg", viewBox="0 0 34 12", aria_hidden="true")
-        mark(svg, shape, 17, 6, 4).set("fill", colour)
+        svg = element(item, "svg", viewBox="0 0 14 12", aria_hidden="true")
+        spot = mark(svg, shape, 7, 6, 4)
+        spot.set("fill", "none" if hollow else colour)
+        spot.set("stroke", colour)
         element(item, "span", label)
     return ElementTree.tostring(names, encoding="unicode", method="html")
 
 
 def _style(number: int) -> tuple[str, str]:
-    return SHAPES[number // len(PALETTE) % len(SHAPES)], PALETTE[number % len(PALETTE)]
+    return SHAPES[number // len(PALETTE) % len(SHAPES)], colour_of(number)
 
 
 def scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[int], names: Sequence[str], title: str) -> str:
@@ -193,11 +261,21 @@ def scatter(points: np.ndarray, labels: np.ndarray, classes: Sequence[int], name
     return written(svg)
 
 
-def matrix(values: np.ndarray, names: Sequence[object] | range, row_name: str, column_name: str, title: str) -> str:
-    """Shares (N, N) between 0 and 1, dark for 0, bright for 1; names: of the rows and of the columns alike."""
+def matrix(
+    values: np.ndarray,
+    names: Sequence[object] | range,
+    row_name: str,
+    column_name: str,
+    title: str,
+    bright: str = "1",
+) -> str:
+    """Shares (N, N) between 0 and 1, dark for 0, bright for 1; names: of the rows and of the columns alike.
+
+    bright: what the scale beside it says of its bright end.
+    """
     rows = columns = len(names)
-    size, left, bottom = 360, 46, 40
-    svg = canvas(size + left + 8, size + bottom + 8, title)
+    size, left, bottom, right = 360, 46, 40, 50
+    svg = canvas(size + left + right, size + bottom + 8, title)
     picture = element(svg, "image", x=left, y=4, width=size, height=size, preserveAspectRatio="none")
     picture.set("href", data_url(heat(values)))
     picture.set("style", "image-rendering:pixelated")
@@ -208,10 +286,19 @@ def matrix(values: np.ndarray, names: Sequence[object] | range, row_name: str, c
     for number in range(0, rows, step):
         y = 4 + (number + 0.5) * size / rows
         element(svg, "text", str(names[number]), x=left - 5, y=y + 4, text_anchor="end")
+    _scale(svg, size + left + 10, size, bright)
     element(svg, "text", column_name, x=left + size / 2, y=size + 38, text_anchor="middle")
     name = element(svg, "text", row_name, x=0, y=0, text_anchor="middle")
     name.set("transform", f"translate(12 {4 + size / 2:g}) rotate(-90)")
     return written(svg)
+
+
+def _scale(svg: ElementTree.Element, x: float, height: float, bright: str) -> None:
+    """A bar of the colours from 0 to what is brightest."""
+    bar = element(svg, "image", x=x, y=4, width=10, height=height, preserveAspectRatio="none")
+    bar.set("href", data_url(heat(np.linspace(1, 0, 64)[:, None])))
+    element(svg, "text", bright, x=x + 14, y=14)
+    element(svg, "text", "0", x=x + 14, y=height + 3)
 
 
 def heat(values: np.ndarray) -> Image.Image:
@@ -221,6 +308,7 @@ def heat(values: np.ndarray) -> Image.Image:
 
 
 def data_url(picture: Image.Image) -> str:
+    """The picture as an address that holds all of it."""
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"

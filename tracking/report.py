@@ -31,8 +31,10 @@ KINDS = {  # in the order of the page; any other kind follows under its own name
 TRAINING = ("pretrain", "train")  # losses: nobody publishes those
 BASELINES = ("random initialisation", "supervised only", "coordinates")
 NOT_A_RESULT = ("labels", "epoch", "bytes_up", "bytes_down")  # stand among the metrics, but count
-NONE_KNOWN = "no published number known"
+NONE_KNOWN = "none known"
+COST = "Cost"
 BEHIND = "What stands behind the numbers"
+SAID_ONCE = ("split", "setting", "measure")  # columns that are told above a table where all its rows agree
 GIGA = 1e9
 
 
@@ -45,6 +47,7 @@ class Group:
 
     @property
     def first(self) -> Record:
+        """The record that tells what all of them are of."""
         return self.records[0]
 
 
@@ -125,6 +128,7 @@ def _page(records: list[Record], published: Published, name: str, matrices: Matr
     for made_up in sorted({r.data["name"] for r in records if r.data["miniature"]}):
         yield f"> **{text(made_up)}**: its numbers show that everything runs, and say nothing about the real data set."
     yield "Headline = last epoch; the best test epoch stands beside it as the field's habit. Rates in per cent."
+    yield _of_when(records)
     for data in dict.fromkeys(r.data["name"] for r in records):
         yield f"## {text(data)}"
         of_data = [r for r in records if r.data["name"] == data]
@@ -136,7 +140,7 @@ def _page(records: list[Record], published: Published, name: str, matrices: Matr
             if matrices and apart:
                 yield from matrices(apart, published, numbers)
             if listed := [group for group in groups if group not in apart]:
-                yield _results(listed, published, numbers)
+                yield from _results(listed, published, numbers)
     yield from _literature(published, beside_miniature=any(r.data["miniature"] for r in records))
     yield from _costs(records, numbers)
     yield from _runs(records, numbers, tabled)
@@ -206,10 +210,20 @@ def _leaves(node: Any, name: str = "") -> Iterable[tuple[str, Any]]:
         yield name, node
 
 
+def _of_when(records: Sequence[Record]) -> str:
+    days = sorted({record.created[:10] for record in records})
+    commits = list(dict.fromkeys(record.commit[:8] for record in records if record.commit))
+    told = f"{len(records)} result{'s' * (len(records) > 1)} of {text(' to '.join(dict.fromkeys([days[0], days[-1]])))}"
+    if not commits:
+        return f"{told}."
+    return f"{told}, commit {text(commits[0])}." if len(commits) == 1 else f"{told}, {len(commits)} commits."
+
+
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
-def _results(groups: Sequence[Group], published: Published, numbers: Mapping[int, int]) -> str:
+def _results(groups: Sequence[Group], published: Published, numbers: Mapping[int, int]) -> Iterable[str]:
+    """A table, and before it what all its rows have in common."""
     columns = ["split", "row", "setting", "measure", "last epoch", "best test epoch", "seeds", "seconds", "runs"]
     compared = groups[0].first.kind not in TRAINING and not groups[0].first.data["miniature"]
     if compared:
@@ -217,7 +231,7 @@ def _results(groups: Sequence[Group], published: Published, numbers: Mapping[int
     lines = []
     for group in groups:
         first = group.first
-        for metric in first.metrics:
+        for metric in sorted(first.metrics, key=lambda name: natural([name])):
             if metric in NOT_A_RESULT:
                 continue
             line = {
@@ -232,7 +246,10 @@ def _results(groups: Sequence[Group], published: Published, numbers: Mapping[int
                 "runs": " ".join(f"[{numbers[id(r)]}](#run-{numbers[id(r)]})" for r in group.records),
             }
             lines.append(line | (_compared(group, metric, published) if compared else {}))
-    return table(columns, lines)
+    common = [name for name in SAID_ONCE if len(lines) > 1 and len({line[name] for line in lines}) == 1]
+    if told := ", ".join(filter(None, [lines[0][name] for name in common])):
+        yield f"{told[0].upper()}{told[1:]}:"
+    yield table([column for column in columns if column not in common], lines)
 
 
 def _compared(group: Group, metric: str, published: Published) -> dict[str, str]:
@@ -265,7 +282,7 @@ def _literature(published: Published, beside_miniature: bool) -> Iterable[str]:
             lines.append({"method": text(method), **values, "source": text(published.sources[entry["source"]])})
         yield table(["method", *(text(published.title(s)) for s in splits), "source"], lines)
     if published.unknown:
-        yield f"{NONE_KNOWN[0].upper()}{NONE_KNOWN[1:]}: {text(', '.join(map(published.title, published.unknown)))}."
+        yield f"No published number known: {text(', '.join(map(published.title, published.unknown)))}."
 
 
 def _costs(records: Sequence[Record], numbers: Mapping[int, int]) -> Iterable[str]:
@@ -284,7 +301,7 @@ def _costs(records: Sequence[Record], numbers: Mapping[int, int]) -> Iterable[st
         if record.cost
     ]
     if lines:
-        yield "## Cost"
+        yield f"## {COST}"
         yield table(list(lines[0]), lines)
 
 
@@ -321,10 +338,18 @@ def _runs(records: Sequence[Record], numbers: Mapping[int, int], tabled: set[int
 
 
 def table(columns: Sequence[str], lines: Sequence[Mapping[str, str]]) -> str:
-    """A Markdown table of cells that are escaped already; columns empty throughout are left out."""
+    """A Markdown table of cells that are escaped already; columns empty throughout are left out, numbers end at the
+    right.
+    """
     columns = [column for column in columns if any(line.get(column) for line in lines)]
-    rows = [columns, ["---"] * len(columns), *([line.get(column, "") for column in columns] for line in lines)]
+    cells = {column: [line.get(column, "") for line in lines] for column in columns}
+    rules = ["---:" if all(map(_is_number, filter(None, cells[column]))) else "---" for column in columns]
+    rows = [columns, rules, *([line.get(column, "") for column in columns] for line in lines)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _is_number(cell: str) -> bool:
+    return cell == NONE_KNOWN or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?( ± [\d.e+-]+)?( \[.*\))?", cell) is not None
 
 
 def measure(metric: str) -> str:

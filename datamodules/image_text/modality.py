@@ -15,7 +15,10 @@ from datamodules.errors import InputError
 
 
 class Scenario(Protocol):
-    def masks(self, sizes: Sequence[int]) -> list[np.ndarray]: ...
+    """A way in which modalities are missing."""
+
+    def masks(self, sizes: Sequence[int]) -> list[np.ndarray]:
+        """(samples, 2) bool of each client: whether the image and the text are kept."""
 
 
 def _check_rate(rate: float) -> None:

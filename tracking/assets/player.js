@@ -2,7 +2,8 @@
 // Plays clips on a canvas. Everything it shows comes from the JSON beside it and goes to the page as text or pixels.
 
 const CIVIDIS = [[0, 34, 78], [65, 77, 107], [124, 123, 120], [188, 175, 111], [254, 232, 56]];
-const INK = "#222", BONE = "#8a8a8a", ATTACKED = "#D55E00", NEAR = "#0072B2", FRAMES_A_SECOND = 15;
+const ATTACKED = "#D55E00", FRAMES_A_SECOND = 15;
+const SCALE = `linear-gradient(to right, ${CIVIDIS.map((c) => `rgb(${c.join(",")})`).join(", ")})`;
 
 function ramp(share) {
   const at = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1), low = Math.min(Math.floor(at), CIVIDIS.length - 2);
@@ -17,6 +18,10 @@ function make(tag, parent, text) {
   return made;
 }
 
+function shade(name) {  // of the page, which may be dark or on paper
+  return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+}
+
 class Player {
   constructor(root) {
     this.data = JSON.parse(document.getElementById(root.dataset.source).textContent);
@@ -24,10 +29,15 @@ class Player {
     this.frame = 0; this.turn = 0.5; this.query = null; this.playing = false; this.last = 0;
     this.controls(root.querySelector(".controls"));
     this.note = root.querySelector(".note");
+    this.key = make("div", root);
+    this.key.className = "key";
+    this.canvas.after(this.key);
     this.choose(0);
     this.canvas.addEventListener("pointerdown", (event) => this.grab(event));
     new ResizeObserver(() => this.draw()).observe(this.canvas);
-    matchMedia("print").addEventListener("change", () => this.draw());
+    for (const medium of ["print", "(prefers-color-scheme: dark)"]) {
+      matchMedia(medium).addEventListener("change", () => this.draw());
+    }
     if (!matchMedia("(prefers-reduced-motion: reduce)").matches) {
       new IntersectionObserver((seen) => this.play(seen[0].isIntersecting)).observe(this.canvas);
     }
@@ -43,7 +53,9 @@ class Player {
     this.button = make("button", box, "play");
     this.button.type = "button";
     this.button.onclick = () => this.play(!this.playing);
-    this.slider = make("input", label("frame"));
+    const seek = label("frame");
+    seek.className = "seek";
+    this.slider = make("input", seek);
     Object.assign(this.slider, { type: "range", min: 0, value: 0 });
     this.slider.oninput = () => { this.play(false); this.frame = Number(this.slider.value); this.draw(); };
     this.enlargedLabel = label("displacement ×");
@@ -137,7 +149,8 @@ class Player {
     this.canvas.width = box.width * density; this.canvas.height = box.height * density;
     const pen = this.canvas.getContext("2d");
     pen.scale(density, density);
-    pen.fillStyle = "#fff"; pen.fillRect(0, 0, box.width, box.height);
+    this.colours = Object.fromEntries(["ink", "bone", "near", "faint", "quiet"].map((name) => [name, shade(name)]));
+    pen.fillStyle = this.colours.faint; pen.fillRect(0, 0, box.width, box.height);
     this.slider.value = this.frame;
     this.canvas.dataset.frame = this.frame;
     const near = this.clip.neighbours, column = near.length ? Math.min(box.width * 0.25, 150) : 0;
@@ -147,8 +160,8 @@ class Player {
       const height = box.height / near.length;
       const area = { x: box.width - column / 2, y: height * (n + 0.45), size: Math.min(column, height - 26) };
       const frame = other.joints[Math.floor(this.frame / this.clip.joints.length * other.joints.length)];
-      frame.forEach((body) => this.bones(pen, body.map((j) => this.project(other, j, area)), NEAR, 1.2));
-      pen.fillStyle = INK; pen.font = "11px system-ui, sans-serif"; pen.textAlign = "center";
+      frame.forEach((body) => this.bones(pen, body.map((j) => this.project(other, j, area)), this.colours.near, 1.6));
+      pen.fillStyle = this.colours.quiet; pen.font = "12px system-ui, sans-serif"; pen.textAlign = "center";
       pen.fillText(other.title, area.x, height * (n + 1) - 6, column);
     });
     this.said();
@@ -164,14 +177,15 @@ class Player {
     this.clip.joints[this.frame].forEach((body, m) => {
       const spots = body.map((joint) => this.project(this.clip, joint, area));
       const got = this.attention(m), shares = got && got.over === "joints" ? got.shares : null;
-      this.bones(pen, spots, BONE, 2.5);
+      this.bones(pen, spots, this.colours.bone, 3);
       if (twin) this.shifted(pen, twin, body, m, spots, area);
       spots.forEach(([x, y], joint) => {
         this.spots.push({ x, y, joint });
         const share = shares ? shares[joint] : 0;
-        pen.beginPath(); pen.arc(x, y, shares ? 3 + 7 * share : 3, 0, 7);
-        pen.fillStyle = shares ? ramp(share) : INK; pen.fill();
-        pen.strokeStyle = joint === this.query ? ATTACKED : "#fff"; pen.lineWidth = joint === this.query ? 3 : 1; pen.stroke();
+        pen.beginPath(); pen.arc(x, y, shares ? 4 + 8 * share : 3.5, 0, 7);
+        pen.fillStyle = shares ? ramp(share) : this.colours.ink; pen.fill();
+        pen.strokeStyle = joint === this.query ? ATTACKED : shares ? this.colours.bone : this.colours.faint;
+        pen.lineWidth = joint === this.query ? 3 : 1; pen.stroke();
       });
       if (got && got.over === "frames" && m === 0) this.strip(pen, got.shares, width, height);
     });
@@ -202,7 +216,24 @@ class Player {
     pen.strokeRect(10 + (this.frame + 0.5) / this.clip.joints.length * (width - 20) - 1.5, height - 28, 3, 26);
   }
 
+  keys(kind) {  // what the colours mean
+    const meanings = [];
+    if (kind === "map") meanings.push([SCALE, "", "attention received: none to most"]);
+    if (kind === "twin") meanings.push([ATTACKED, "stroke", `attacked, displacement × ${this.enlarged.value}`]);
+    if (this.clip.neighbours.length) meanings.push([this.colours.near, "stroke", "the nearest training clips"]);
+    const told = JSON.stringify(meanings);
+    if (told === this.told) return;  // most frames
+    this.told = told;
+    this.key.replaceChildren();
+    for (const [colour, name, meaning] of meanings) {
+      const one = make("span", this.key), swatch = make("i", one);
+      swatch.className = name; swatch.style.background = colour;
+      one.append(meaning);
+    }
+  }
+
   said() {
+    this.keys(this.overlays.value.split(" ")[0]);
     const looked = this.query === null ? "" : ` From ${this.data.joints[this.query]}.`;
     this.note.textContent = `Frame ${this.frame + 1} of ${this.clip.joints.length}. ${this.clip.note}${looked}`;
   }
