@@ -106,7 +106,7 @@ def rows_of(text: str) -> list[list[tuple[str, ...]]]:
     """Of every figure at a glance: (row, series, mean, deviation or "") of each mark."""
     glance = text.split("At a glance</h2>")[1].split("<h2")[0]
     return [
-        re.findall(r"<title>(.*), ([a-z ]+): ([\d.]+)(?: ± ([\d.]+))?</title>", figure)
+        re.findall(r"<title>([^<]*), ([a-z ]+): ([\d.]+)(?: ± ([\d.]+))?</title>", figure)
         for figure in glance.split("<figure")[1:]
     ]
 
@@ -148,7 +148,9 @@ def test_a_rate_stands_where_the_axis_says():
 def test_what_lines_share_is_told_in_the_caption(tmp_path):
     runs = [toy.train_record(1, method=method, setting="joint stream") for method in ("sds_cl", "scd_net")]
     text = written(runs, {}, tmp_path)
-    assert 'train/loss over epoch: SCD-Net, SDS-CL"' in text and "Training on miniature, not NTU RGB+D 60, joint" in text
+    assert (
+        'train/loss over epoch: SCD-Net, SDS-CL"' in text and "Training on miniature, not NTU RGB+D 60, joint" in text
+    )
 
 
 def test_losses_and_what_is_behind_are_folded_away(tmp_path):

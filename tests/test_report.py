@@ -164,7 +164,7 @@ def test_other_settings_are_never_averaged_and_are_told_apart(tmp_path):
 def test_what_all_rows_share_is_told_once_and_numbers_end_at_the_right(tmp_path):
     runs = [record(80), record(9.5, variant="coordinates", metrics={"top1": 9.5, "top5": 30.0})]
     markdown = page(runs, out=tmp_path)
-    assert "\n\nXsub, all:\n\n| row | measure | last epoch | published | seeds |" in markdown
+    assert "\n\nxsub, all:\n\n| row | measure | last epoch | published | seeds |" in markdown
     assert "\n| --- | --- | ---: | ---: | ---: | ---: | --- |\n" in markdown
     assert "split" not in tables(markdown)[0][0] and "split" in tables(page(runs[:1], out=tmp_path))[0][0]
 

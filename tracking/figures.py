@@ -12,10 +12,11 @@ import numpy as np
 
 from tracking import plots
 from tracking.records import Record
-from tracking.report import BASELINES, KINDS, TRAINING, Group, Published, grouped, measure
+from tracking.report import BASELINES, KINDS, TRAINING, Group, Published, grouped, in_order, is_baseline, measure
 
 Parts = Mapping[str, Any]
 OF_WHOM = " @ "  # in the name of a curve: what is measured, and of which client or model
+TOTAL = "train/loss"
 X_NAMES = {"federated": "round"}  # of a kind's curves; of all others "epoch"
 HEADLINES = ("top1", "k1", "test/knn1", "auc_hard", "accuracy", "overall")  # rates; of a record the first it has
 COLOURED = 8  # classes of an embedding that get a colour
@@ -25,24 +26,30 @@ NAMED = 5  # confusions named below a matrix
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of the page and the figures below it; first: before the tables."""
+    """A heading of the page and the figures below it; more: those folded away; first: before the tables."""
 
     title: str
     figures: tuple[str, ...]
+    more: tuple[str, ...] = ()
     first: bool = False
 
 
 def sections(records: Sequence[Record], parts: Mapping[str, Parts], published: Published) -> list[Section]:
     """The sections that have a figure. parts: by record id, as `artefacts.read` gives them."""
+    records = in_order(records)
     made = [
         Section("At a glance", tuple(_glances(records, published)), first=True),
         Section("Curves", tuple(_curves(records, published))),
-        Section("Confusion", tuple(_each(records, parts, "confusion", published, _confusion))),
+        Section(
+            "Confusion",
+            tuple(_each([r for r in records if not is_baseline(r)], parts, "confusion", published, _confusion)),
+            tuple(_each([r for r in records if is_baseline(r)], parts, "confusion", published, _confusion)),
+        ),
         Section("Embeddings", tuple(_each(records, parts, "points", published, _points))),
         Section("Clips", tuple(_each(records, parts, "samples", published, _player))),
         Section("Attention", tuple(filter(None, _each(records, parts, "samples", published, _attention)))),
     ]
-    return [section for section in made if section.figures]
+    return [section for section in made if section.figures or section.more]
 
 
 def _each(
@@ -99,7 +106,7 @@ def _glances(records: Sequence[Record], published: Published) -> Iterable[str]:
         if not rows:
             continue
         title = ", ".join(filter(None, [KINDS.get(kind, kind), setting]))
-        told = f"{data}, {published.title(split)}. {measure(metric)} in per cent; the number is that of the trained network."
+        told = f"{data}, {published.title(split)}. {measure(metric)}, per cent; the number is the trained network's."
         shown = [name for name in plots.SERIES if any(name == mark.series for _, marks in rows for mark in marks)]
         body = plots.rates(rows, f"{title}, {told}") + plots.rates_legend(shown)
         yield figure(body, title, told)
@@ -139,25 +146,37 @@ def _curves(records: Sequence[Record], published: Published) -> Iterable[str]:
     for data in dict.fromkeys(r.data["name"] for r in records):
         for kind in dict.fromkeys(r.kind for r in records if r.data["name"] == data):
             of_kind = [r for r in records if r.kind == kind and r.data["name"] == data and r.curves]
-            several = len({r.data["split"] for r in of_kind}) > 1
-            panels: dict[str, list[plots.Line]] = defaultdict(list)
-            groups = grouped(of_kind, records)
-            common = _common([_parts(group, published, several) for group in groups])
-            for group in groups:
-                parts = [part for part in _parts(group, published, several) if part not in common]
-                for name, line in curves_of(group, ", ".join(filter(None, parts))):
-                    panels[name].append(line)
-            drawn = [name for name, lines in panels.items() if len({x for line in lines for x, _ in line.points}) > 1]
-            for name in sorted(drawn, key=_metric_order):  # what was measured but once stands in the tables
-                told = ", ".join([f"{KINDS.get(kind, kind)} on {data}", *common])
-                yield from _panels(name, panels[name], told, X_NAMES.get(kind, "epoch"))
+            for groups in _together(grouped(of_kind, records)):
+                yield from _of_groups(groups, f"{KINDS.get(kind, kind)} on {data}", published)
 
 
-def _common(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Parts that all rows have beside the method, to be told once and not of every line."""
-    if len(rows) < 2:
-        return []
-    return [part for part in rows[0][1:] if part and all(part in row[1:] for row in rows)]
+def _together(groups: Sequence[Group]) -> Iterable[Sequence[Group]]:
+    """The groups whose lines share axes: all of them, or those of one setting where they are more than colours."""
+    by_setting: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        by_setting[group.first.setting if len(groups) > len(plots.PALETTE) else ""].append(group)
+    return by_setting.values()
+
+
+def _of_groups(groups: Sequence[Group], title: str, published: Published) -> Iterable[str]:
+    several = len({group.first.data["split"] for group in groups}) > 1
+    rows = [_parts(group, published, several) for group in groups]
+    common = [part for part in rows[0][1:] if part and all(part in row[1:] for row in rows)] if len(rows) > 1 else []
+    panels: dict[str, list[plots.Line]] = defaultdict(list)
+    for group, row in zip(groups, rows, strict=True):
+        for name, line in curves_of(group, ", ".join(part for part in row if part and part not in common)):
+            panels[name].append(line)
+    told = ", ".join([title, *common])  # what all lines share is told once
+    for name in sorted(panels, key=_metric_order):
+        if _worth_drawing(name, panels):
+            yield from _panels(name, panels[name], told, X_NAMES.get(groups[0].first.kind, "epoch"))
+
+
+def _worth_drawing(name: str, panels: Mapping[str, Sequence[plots.Line]]) -> bool:
+    """Not what was measured but once, which stands in the tables, and not the only term of a loss."""
+    points, total = ([line.points for line in panels.get(one, ())] for one in (name, TOTAL))
+    alone = name.startswith("train/") and name != TOTAL and points == total
+    return len({x for line in points for x, _ in line}) > 1 and not alone
 
 
 def _panels(name: str, lines: Sequence[plots.Line], title: str, x_name: str) -> Iterable[str]:
@@ -190,7 +209,7 @@ def curves_of(group: Group, name: str) -> Iterable[tuple[str, plots.Line]]:
 def _metric_order(name: str) -> tuple[int, str]:
     """Accuracies first, then losses, the total before its terms."""
     first = 0 if name.startswith("test/") else 1
-    return (first, "" if name == "train/loss" else name)
+    return (first, "" if name == TOTAL else name)
 
 
 # --- what stands beside a record ---------------------------------------------------------------------------------

@@ -61,8 +61,14 @@ def page(markdown: str, figures: Sequence[Section]) -> str:
 
 
 def _drawn(number: int, section: Section) -> str:
-    inside = "".join(section.figures)
-    return f'<h2 id="figures-{number}">{escaped(section.title)}</h2><div class="figures">{inside}</div>'
+    parts = [f'<h2 id="figures-{number}">{escaped(section.title)}</h2>', _grid(section.figures)]
+    if section.more:
+        parts.append(f"<details><summary>Baselines ({len(section.more)})</summary>{_grid(section.more)}</details>")
+    return "".join(parts)
+
+
+def _grid(figures: Sequence[str]) -> str:
+    return f'<div class="figures">{"".join(figures)}</div>' if figures else ""
 
 
 def _chapters(tokens: Sequence[Token]) -> list[list[Token]]:

@@ -26,7 +26,7 @@ SERIES = {  # of `rates`: shape, colour, whether hollow
     "coordinates": ("triangle", PALETTE[2], False),
     "published": ("diamond", "currentColor", True),
 }
-ROOM = 58  # letters of a row's name
+ROOM = 48  # letters of a row's name
 FEW_POINTS = 30  # up to so many points of a line are marked
 
 
@@ -101,7 +101,7 @@ def short(value: float) -> str:
 
 def rates(rows: Sequence[tuple[str, Sequence[Rate]]], title: str) -> str:
     """Rows of marks between 0 and 100 %, each under its name; at the right the value of what was trained."""
-    width, left, right, each, top = 420, 8, 12, 34, 4
+    width, left, right, each, top = 360, 8, 14, 36, 2
     bottom = top + each * len(rows)
     svg = canvas(width, bottom + 22, title)
 

@@ -121,7 +121,7 @@ def write(
 
 
 def _page(records: list[Record], published: Published, name: str, matrices: Matrices | None) -> Iterable[str]:
-    records.sort(key=lambda r: (r.data["name"], _kind_order(r.kind), r.method, r.variant, r.setting, r.created))
+    records = in_order(records)
     numbers = {id(record): number for number, record in enumerate(records, 1)}
     tabled: set[int] = set()
     yield f"# Results: {text(name)}"
@@ -144,6 +144,15 @@ def _page(records: list[Record], published: Published, name: str, matrices: Matr
     yield from _literature(published, beside_miniature=any(r.data["miniature"] for r in records))
     yield from _costs(records, numbers)
     yield from _runs(records, numbers, tabled)
+
+
+def in_order(records: Iterable[Record]) -> list[Record]:
+    """The records as the page goes through them."""
+
+    def place(r: Record) -> tuple:
+        return r.data["name"], _kind_order(r.kind), r.method, r.variant, r.setting, r.created
+
+    return sorted(records, key=place)
 
 
 def _kind_order(kind: str) -> tuple[int, str]:
@@ -242,19 +251,24 @@ def _results(groups: Sequence[Group], published: Published, numbers: Mapping[int
                 "last epoch": spread([r.metrics[metric] for r in group.records if metric in r.metrics]),
                 "best test epoch": spread([r.best[metric] for r in group.records if metric in r.best]),
                 "seeds": str(len(group.records)),
-                "seconds": spread([r.seconds for r in group.records]),
+                "seconds": spread([r.seconds for r in group.records], "{:.2f}".format),
                 "runs": " ".join(f"[{numbers[id(r)]}](#run-{numbers[id(r)]})" for r in group.records),
             }
             lines.append(line | (_compared(group, metric, published) if compared else {}))
     common = [name for name in SAID_ONCE if len(lines) > 1 and len({line[name] for line in lines}) == 1]
     if told := ", ".join(filter(None, [lines[0][name] for name in common])):
-        yield f"{told[0].upper()}{told[1:]}:"
+        yield f"{told}:"
     yield table([column for column in columns if column not in common], lines)
+
+
+def is_baseline(record: Record) -> bool:
+    """Whether it shows what the numbers beside it are worth; also of several streams."""
+    return record.variant.endswith(BASELINES)
 
 
 def _compared(group: Group, metric: str, published: Published) -> dict[str, str]:
     first = group.first
-    if first.variant.endswith(BASELINES):  # also of several streams
+    if is_baseline(first):
         return {}
     theirs = published.find(first, metric) if first.data["name"] == published.data else None
     if theirs is None:
@@ -291,7 +305,7 @@ def _costs(records: Sequence[Record], numbers: Mapping[int, int]) -> Iterable[st
         {
             "run": f"[{numbers[id(record)]}](#run-{numbers[id(record)]})",
             "job": text(", ".join(filter(None, [record.kind, record.method, record.variant, record.setting]))),
-            "seconds": number(record.seconds),
+            "seconds": f"{record.seconds:.2f}",
             "peak memory, GB": gigabytes(record.cost.get("peak_memory")),
             "peak memory of the GPU, GB": gigabytes(record.cost.get("peak_gpu_memory")),
             "sent to the server, GB": gigabytes(record.metrics.get("bytes_up")),
@@ -362,11 +376,11 @@ def number(value: float) -> str:
     return f"{value:.2f}" if abs(value) >= 1 or value == 0 else f"{value:.4g}"
 
 
-def spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float], printed: Callable[[float], str] = number) -> str:
     """Mean, with the sample standard deviation where there are several; empty for none."""
     if len(values) < 2:
-        return "".join(map(number, values))
-    return f"{number(mean(values))} ± {number(stdev(values))}"
+        return "".join(map(printed, values))
+    return f"{printed(mean(values))} ± {printed(stdev(values))}"
 
 
 def text(string: Any) -> str:

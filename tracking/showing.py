@@ -4,8 +4,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import wandb
-from PIL import Image
 from pytorch_lightning.loggers import Logger
 
 from tracking import pictures
@@ -34,11 +32,13 @@ def tell(sinks: Sequence[Logger], record: Record, parts: Mapping[str, Any]) -> N
 
 
 def samples(sinks: Sequence[Logger], rows: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Rows of plain values and images as a table; only to loggers that show tables."""
-    if not rows:
-        return
-    data = [[wandb.Image(value) if isinstance(value, Image.Image) else value for value in row.values()] for row in rows]
-    for sink in sinks:
+    """Plain values of the rows as a table, and their images under the other values; to loggers that show such."""
+    plain = [{name: value for name, value in row.items() if name != "image"} for row in rows]
+    pictured = [(row["image"], told) for row, told in zip(rows, plain, strict=True) if row["image"] is not None]
+    for sink in sinks if rows else ():
         if hasattr(sink, "log_table"):
-            sink.log_table("samples", columns=list(rows[0]), data=data, step=step)
-            sink.save()
+            sink.log_table("samples", columns=list(plain[0]), data=[list(row.values()) for row in plain], step=step)
+        if hasattr(sink, "log_image") and pictured:
+            captions = ["\n".join(f"{name}: {value}" for name, value in told.items()) for _, told in pictured]
+            sink.log_image("pictures", [image for image, _ in pictured], step=step, caption=captions)
+        sink.save()

@@ -14,7 +14,10 @@ WRITERS = (memes.write_memes, crises.write_crises, questions.write_medical, ques
 
 
 class Reader(Protocol):
-    def read(self, raw: Path, cache: Path | None = None) -> Corpus: ...
+    """Of one raw format."""
+
+    def read(self, raw: Path, cache: Path | None = None) -> Corpus:
+        """The corpus in `raw`; cache: a file of what is known of its images."""
 
 
 def read_corpus(reader: Reader, miniature: Callable[..., Any] | None, stores: Path, name: str, raw: str) -> Corpus:

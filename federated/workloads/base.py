@@ -47,7 +47,7 @@ class Workload(Protocol):
     def samples(self) -> list[dict[str, Any]]:
         """Some test samples and what the model of the last `evaluate` answers, for the eye; none where there are none.
 
-        A dict of plain values and images (PIL) a sample, all with the same names.
+        A dict of plain values a sample, all with the same names, and `image` (PIL) or None.
         """
 
     def save(self, folder: Path, orchestrator: Orchestrator, models: dict[str, State]) -> None:

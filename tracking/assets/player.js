@@ -158,11 +158,11 @@ class Player {
     this.main(pen, { x: (box.width - column) / 2, y: (box.height - 30) / 2, size }, box.width - column, box.height);
     near.forEach((other, n) => {
       const height = box.height / near.length;
-      const area = { x: box.width - column / 2, y: height * (n + 0.45), size: Math.min(column, height - 26) };
+      const area = { x: box.width - column / 2, y: height * (n + 0.5) - 18, size: Math.min(column, height - 40) };
       const frame = other.joints[Math.floor(this.frame / this.clip.joints.length * other.joints.length)];
       frame.forEach((body) => this.bones(pen, body.map((j) => this.project(other, j, area)), this.colours.near, 1.6));
       pen.fillStyle = this.colours.quiet; pen.font = "12px system-ui, sans-serif"; pen.textAlign = "center";
-      pen.fillText(other.title, area.x, height * (n + 1) - 6, column);
+      other.title.split(", ").reverse().forEach((line, up) => pen.fillText(line, area.x, height * (n + 1) - 6 - 14 * up, column));
     });
     this.said();
   }
