@@ -96,10 +96,10 @@ def test_hidden_modalities_and_failures_have_tables_of_their_own(tmp_path):
     assert "50.00" in lines_of(text, r"auc\_hard, text only: what test samples show")[2]
     head, _, row = lines_of(text, "Rounds, bytes, failures")
     told = dict(zip(cells(head), cells(row), strict=True))
-    assert told["failed"] == "1" and told[r"bytes\_up"] == "8e+06"
+    assert told["failed"] == "1" and told[r"bytes\_up"] == "8,000,000"
 
 
 def test_other_federations_keep_the_long_table(tmp_path):
     skeleton = record("sds_cl", "xsub", 50.0)
     skeleton.config.pop("model")
-    assert "| split | row | measure |" in page([skeleton, record("fedavg", "alpha_05", 70.0)], tmp_path)
+    assert "| row | measure | last epoch |" in page([skeleton, record("fedavg", "alpha_05", 70.0)], tmp_path)

@@ -164,17 +164,18 @@ def test_losses_and_what_is_behind_are_folded_away(tmp_path):
 
 def test_seeds_become_a_mean_with_a_band(tmp_path):
     group = report.Group((toy.train_record(1), toy.train_record(3)))
-    found = dict(figures.curves_of(group, "SDS-CL"))
+    found = {name: line for name, _, line in figures.curves_of(group, "SDS-CL")}
     knn = found["test/knn1"]
     assert knn.label == "SDS-CL (mean ± sd of 2 seeds)" and list(knn.points) == [(2, 34), (4, 38), (6, 42), (8, 46)]
     assert knn.band[0] == pytest.approx((2, 34 - 2 * 2**0.5, 34 + 2 * 2**0.5))
-    alone = dict(figures.curves_of(report.Group((toy.train_record(1),)), "SDS-CL"))
+    alone = {name: line for name, _, line in figures.curves_of(report.Group((toy.train_record(1),)), "SDS-CL")}
     assert alone["train/loss"].label == "SDS-CL" and not alone["train/loss"].band
 
 
 def test_a_seed_that_ends_early_leaves_the_mean_of_the_others():
     short = toy.train_record(2, curves={"train/loss": [[1, 5.0]]})
-    line = dict(figures.curves_of(report.Group((toy.train_record(1), short)), ""))["train/loss"]
+    found = figures.curves_of(report.Group((toy.train_record(1), short)), "")
+    (line,) = [line for name, _, line in found if name == "train/loss"]
     assert line.points[:2] == [(1, (3.1 + 5) / 2), (2, 1.6)] and len(line.band) == 1
 
 
@@ -193,8 +194,13 @@ def test_lines_name_their_split_where_there_are_several(tmp_path):
 def test_clients_share_the_axes_of_what_they_measure(tmp_path):
     text = written([toy.federated_record(9)], {}, tmp_path)
     drawn = re.findall(r'aria-label="([^"]*)"', text)
-    losses = [label for label in drawn if label.startswith("train/loss over round")]
+    losses = [label for label in drawn if label.startswith("train/loss, each over round")]
     assert [label.count("client") for label in losses] == [7, 2], "more lines than colours need a further figure"
+    two = [toy.federated_record(2), toy.federated_record(2, method="scd_net", key="v" * 64)]
+    text = written(two, {}, tmp_path)
+    losses = re.findall(r'train/loss, each over round: ([^"]*)"', text)
+    assert losses == ["client 0, client 1"] * 2, "each federation has axes of its own for its clients"
+    assert 'over round: SCD-Net, SDS-CL"' in text and "miniature, not NTU RGB+D 60, SCD-Net<" in text
     assert any(label.startswith("test/knn1 over round") for label in drawn)
 
 

@@ -146,6 +146,15 @@ def test_published_numbers_are_listed_with_their_source_and_the_unknown_named(tm
     assert "No published number known: SDS-CL." in markdown
 
 
+def test_sources_of_a_wide_table_stand_below_it(tmp_path):
+    splits = {f"split {n}": 50.0 + n for n in range(4)}
+    numbers = [TARGETS["numbers"][0] | {"values": splits, "source": name} for name in ("paper", "other | one")]
+    targets = TARGETS | {"numbers": numbers, "sources": {"paper": "AAAI 2024", "other | one": "a | b"}}
+    markdown = page([record()], targets, out=tmp_path)
+    assert [line["source"] for line in tables(markdown)[1]] == ["1", "2"]
+    assert r"Sources: (1) AAAI 2024; (2) a \| b." in markdown
+
+
 def test_seeds_become_mean_and_standard_deviation(tmp_path):
     runs = [record(value, seed) for seed, value in enumerate([80.0, 82.0, 87.0])]
     (line,) = tables(page(runs, out=tmp_path))[0]

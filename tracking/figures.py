@@ -12,7 +12,7 @@ import numpy as np
 
 from tracking import plots
 from tracking.records import Record
-from tracking.report import BASELINES, KINDS, TRAINING, Group, Published, grouped, in_order, is_baseline, measure
+from tracking.report import BASELINES, KINDS, NOT_COMPARED, Group, Published, grouped, in_order, is_baseline, measure
 
 Parts = Mapping[str, Any]
 OF_WHOM = " @ "  # in the name of a curve: what is measured, and of which client or model
@@ -20,7 +20,6 @@ TOTAL = "train/loss"
 X_NAMES = {"federated": "round"}  # of a kind's curves; of all others "epoch"
 HEADLINES = ("top1", "k1", "test/knn1", "auc_hard", "accuracy", "overall")  # rates; of a record the first it has
 COLOURED = 8  # classes of an embedding that get a colour
-NO_GLANCE = (*TRAINING, "inspect")  # whose rates other kinds have too
 NAMED = 5  # confusions named below a matrix
 
 
@@ -97,7 +96,7 @@ def escaped(string: Any) -> str:
 def _glances(records: Sequence[Record], published: Published) -> Iterable[str]:
     """A figure for each thing measured, its rows the methods; the headline of each beside its baselines."""
     alike: dict[tuple, list[Group]] = defaultdict(list)
-    for kind in dict.fromkeys(r.kind for r in records if r.kind not in NO_GLANCE):
+    for kind in dict.fromkeys(r.kind for r in records if r.kind not in NOT_COMPARED):
         for group in grouped([r for r in records if r.kind == kind and _headline(r)], records):
             first = group.first
             alike[first.data["name"], kind, first.data["split"], first.setting, _headline(first)].append(group)
@@ -108,7 +107,7 @@ def _glances(records: Sequence[Record], published: Published) -> Iterable[str]:
         title = ", ".join(filter(None, [KINDS.get(kind, kind), setting]))
         told = f"{data}, {published.title(split)}. {measure(metric)}, per cent; the number is the trained network's."
         shown = [name for name in plots.SERIES if any(name == mark.series for _, marks in rows for mark in marks)]
-        body = plots.rates(rows, f"{title}, {told}") + plots.rates_legend(shown)
+        body = plots.rates(rows, f"{title}, {told}") + (plots.rates_legend(shown) if len(shown) > 1 else "")
         yield figure(body, title, told)
 
 
@@ -162,21 +161,23 @@ def _of_groups(groups: Sequence[Group], title: str, published: Published) -> Ite
     several = len({group.first.data["split"] for group in groups}) > 1
     rows = [_parts(group, published, several) for group in groups]
     common = [part for part in rows[0][1:] if part and all(part in row[1:] for row in rows)] if len(rows) > 1 else []
-    panels: dict[str, list[plots.Line]] = defaultdict(list)
+    panels: dict[tuple[str, str], list[plots.Line]] = defaultdict(list)
     for group, row in zip(groups, rows, strict=True):
-        for name, line in curves_of(group, ", ".join(part for part in row if part and part not in common)):
-            panels[name].append(line)
-    told = ", ".join([title, *common])  # what all lines share is told once
-    for name in sorted(panels, key=_metric_order):
-        if _worth_drawing(name, panels):
-            yield from _panels(name, panels[name], told, X_NAMES.get(groups[0].first.kind, "epoch"))
+        own = ", ".join(part for part in row if part and part not in common)
+        for name, whose, line in curves_of(group, own):
+            panels[name, own if whose else ""].append(line)
+    x_name = X_NAMES.get(groups[0].first.kind, "epoch")
+    for (name, whose), lines in sorted(panels.items(), key=lambda item: _metric_order(*item[0])):
+        if _worth_drawing(name, lines, panels.get((TOTAL, whose), ())):
+            told = ", ".join(filter(None, [title, *common, whose]))  # what all lines share is told once
+            yield from _panels(f"{name}, each" if whose else name, lines, told, x_name)
 
 
-def _worth_drawing(name: str, panels: Mapping[str, Sequence[plots.Line]]) -> bool:
+def _worth_drawing(name: str, lines: Sequence[plots.Line], total: Sequence[plots.Line]) -> bool:
     """Not what was measured but once, which stands in the tables, and not the only term of a loss."""
-    points, total = ([line.points for line in panels.get(one, ())] for one in (name, TOTAL))
-    alone = name.startswith("train/") and name != TOTAL and points == total
-    return len({x for line in points for x, _ in line}) > 1 and not alone
+    points = [line.points for line in lines]
+    alone = name.startswith("train/") and name != TOTAL and points == [line.points for line in total]
+    return any(len(line) > 1 for line in points) and not alone
 
 
 def _panels(name: str, lines: Sequence[plots.Line], title: str, x_name: str) -> Iterable[str]:
@@ -189,8 +190,10 @@ def _panels(name: str, lines: Sequence[plots.Line], title: str, x_name: str) -> 
         yield figure(body, f"{measure(name)}{part}", title)
 
 
-def curves_of(group: Group, name: str) -> Iterable[tuple[str, plots.Line]]:
-    """(what is measured, line) of every curve of a row: the mean over its seeds, and a band of one deviation."""
+def curves_of(group: Group, name: str) -> Iterable[tuple[str, str, plots.Line]]:
+    """(what is measured, of which client or model, line) of every curve of a row: the mean over its seeds, and a band
+    of one deviation. Lines of a client bear its name, the others that of the row.
+    """
     for curve in dict.fromkeys(name for record in group.records for name in record.curves):
         by_x: dict[float, list[float]] = defaultdict(list)
         for record in group.records:
@@ -203,13 +206,13 @@ def curves_of(group: Group, name: str) -> Iterable[tuple[str, plots.Line]]:
         several = [(x, mean(ys), stdev(ys)) for x, ys in sorted(by_x.items()) if len(ys) > 1]
         band = [(x, middle - sd, middle + sd) for x, middle, sd in several]
         seeds = f" (mean ± sd of {len(group.records)} seeds)" if band else ""
-        yield what, plots.Line(", ".join(filter(None, [whose, name])) + seeds, points, band)
+        yield what, whose, plots.Line((whose or name) + seeds, points, band)
 
 
-def _metric_order(name: str) -> tuple[int, str]:
+def _metric_order(name: str, whose: str) -> tuple[int, str, str]:
     """Accuracies first, then losses, the total before its terms."""
     first = 0 if name.startswith("test/") else 1
-    return (first, "" if name == TOTAL else name)
+    return first, "" if name == TOTAL else name, whose
 
 
 # --- what stands beside a record ---------------------------------------------------------------------------------

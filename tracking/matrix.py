@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from tracking.report import Group, Published, spread, table, text
 
 ORDER = ("zero_shot", "local", "centralised", "fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "oneshot")
+MANY = 10_000  # from here on digits are grouped
 COUNTED = ("rounds", "clients", "skew", "failed", "lora_gap", "bytes_up", "bytes_down", "train/loss", "unparsable")
 
 
@@ -81,7 +82,8 @@ class Matrix:
             told = {name: first.metrics[name] for name in COUNTED if name in first.metrics}
             name = ", ".join(filter(None, [self.published.title(first.method), first.variant, group.note]))
             setting = text(self.published.title(first.data["split"]))
-            lines.append({"setting": setting, "row": text(name), **{text(k): f"{v:.4g}" for k, v in told.items()}})
+            counts = {text(k): f"{v:,.0f}" if v >= MANY else f"{v:.4g}" for k, v in told.items()}
+            lines.append({"setting": setting, "row": text(name), **counts})
         return table(["setting", "row", *map(text, COUNTED)], lines)
 
     def _head(self, setting: str) -> str:

@@ -20,6 +20,7 @@ from tracking.figures import Parts, Section, escaped, sections
 from tracking.records import Record
 
 ASSETS = Path(__file__).parent / "assets"
+LONG = 28  # letters of a cell that may not become a narrow column
 FOLDED = tuple(report.KINDS[kind] for kind in report.TRAINING)
 OUR_TAGS = re.compile(r'</?code>|</a>|<a id="run-\d+">')  # the HTML that `report` writes into its Markdown
 
@@ -106,9 +107,17 @@ def _renderer() -> MarkdownIt:
     wide = {"table_open": '<div class="scroll" tabindex="0"><table>\n', "table_close": "</table></div>\n"}
     for name, tag in wide.items():
         renderer.add_render_rule(name, lambda self, tokens, idx, options, env, tag=tag: tag)
+    renderer.add_render_rule("td_open", _cell)
     for name in ("html_inline", "html_block"):
         renderer.add_render_rule(name, _only_ours)
     return renderer
+
+
+def _cell(self: Any, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:
+    """A table's cell; one of many words gets room."""
+    if len(tokens[idx + 1].content) > LONG:
+        tokens[idx].attrSet("class", "long")
+    return self.renderToken(tokens, idx, options, env)
 
 
 def _only_ours(self: Any, tokens: Sequence[Token], idx: int, options: Any, env: Any) -> str:

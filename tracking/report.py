@@ -29,12 +29,14 @@ KINDS = {  # in the order of the page; any other kind follows under its own name
     "train": "Training",
 }
 TRAINING = ("pretrain", "train")  # losses: nobody publishes those
+NOT_COMPARED = (*TRAINING, "inspect")
 BASELINES = ("random initialisation", "supervised only", "coordinates")
 NOT_A_RESULT = ("labels", "epoch", "bytes_up", "bytes_down")  # stand among the metrics, but count
 NONE_KNOWN = "none known"
 COST = "Cost"
 BEHIND = "What stands behind the numbers"
 SAID_ONCE = ("split", "setting", "measure")  # columns that are told above a table where all its rows agree
+FEW_SPLITS = 3  # beside which there is room for the source of every number
 GIGA = 1e9
 
 
@@ -234,7 +236,7 @@ def _of_when(records: Sequence[Record]) -> str:
 def _results(groups: Sequence[Group], published: Published, numbers: Mapping[int, int]) -> Iterable[str]:
     """A table, and before it what all its rows have in common."""
     columns = ["split", "row", "setting", "measure", "last epoch", "best test epoch", "seeds", "seconds", "runs"]
-    compared = groups[0].first.kind not in TRAINING and not groups[0].first.data["miniature"]
+    compared = groups[0].first.kind not in NOT_COMPARED and not groups[0].first.data["miniature"]
     if compared:
         columns[6:6] = ["published", "difference"]
     lines = []
@@ -289,12 +291,18 @@ def _literature(published: Published, beside_miniature: bool) -> Iterable[str]:
     for (kind, setting, metric), entries in tables.items():
         yield "### " + text(", ".join(filter(None, [KINDS.get(kind, kind), setting, measure(metric)])))
         splits = list(dict.fromkeys(split for entry in entries for split in entry["values"]))
+        sources = list(dict.fromkeys(published.sources[entry["source"]] for entry in entries))
+        apart = len(splits) > FEW_SPLITS
         lines = []
         for entry in entries:
             values = {text(published.title(s)): str(entry["values"][s]) for s in splits if s in entry["values"]}
             method = ", ".join(filter(None, [published.title(entry["method"]), entry["variant"]]))
-            lines.append({"method": text(method), **values, "source": text(published.sources[entry["source"]])})
+            source = published.sources[entry["source"]]
+            told = str(sources.index(source) + 1) if apart else text(source)
+            lines.append({"method": text(method), **values, "source": told})
         yield table(["method", *(text(published.title(s)) for s in splits), "source"], lines)
+        if apart:
+            yield f"Sources: {'; '.join(f'({n}) {text(source)}' for n, source in enumerate(sources, 1))}."
     if published.unknown:
         yield f"No published number known: {text(', '.join(map(published.title, published.unknown)))}."
 
@@ -306,8 +314,8 @@ def _costs(records: Sequence[Record], numbers: Mapping[int, int]) -> Iterable[st
             "run": f"[{numbers[id(record)]}](#run-{numbers[id(record)]})",
             "job": text(", ".join(filter(None, [record.kind, record.method, record.variant, record.setting]))),
             "seconds": f"{record.seconds:.2f}",
-            "peak memory, GB": gigabytes(record.cost.get("peak_memory")),
-            "peak memory of the GPU, GB": gigabytes(record.cost.get("peak_gpu_memory")),
+            "peak memory, GB": gigabytes(record.cost.get("peak_memory"), "{:.2f}".format),
+            "peak memory of the GPU, GB": gigabytes(record.cost.get("peak_gpu_memory"), "{:.2f}".format),
             "sent to the server, GB": gigabytes(record.metrics.get("bytes_up")),
             "sent to clients, GB": gigabytes(record.metrics.get("bytes_down")),
         }
@@ -317,11 +325,6 @@ def _costs(records: Sequence[Record], numbers: Mapping[int, int]) -> Iterable[st
     if lines:
         yield f"## {COST}"
         yield table(list(lines[0]), lines)
-
-
-def gigabytes(value: float | None) -> str:
-    """Bytes in units of 10^9, empty where they were not measured."""
-    return "" if value is None else number(value / GIGA)
 
 
 def _runs(records: Sequence[Record], numbers: Mapping[int, int], tabled: set[int]) -> Iterable[str]:
@@ -363,7 +366,7 @@ def table(columns: Sequence[str], lines: Sequence[Mapping[str, str]]) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell == NONE_KNOWN or re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?( ± [\d.e+-]+)?( \[.*\))?", cell) is not None
+    return cell == NONE_KNOWN or re.fullmatch(r"[-+]?[\d.,]+(e[-+]?\d+)?( ± [\d.e+-]+)?( \[.*\))?", cell) is not None
 
 
 def measure(metric: str) -> str:
@@ -381,6 +384,11 @@ def spread(values: Sequence[float], printed: Callable[[float], str] = number) ->
     if len(values) < 2:
         return "".join(map(printed, values))
     return f"{printed(mean(values))} ± {printed(stdev(values))}"
+
+
+def gigabytes(value: float | None, printed: Callable[[float], str] = number) -> str:
+    """Bytes in units of 10^9, empty where they were not measured."""
+    return "" if value is None else printed(value / GIGA)
 
 
 def text(string: Any) -> str:
