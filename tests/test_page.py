@@ -14,7 +14,7 @@ import toy_report as toy
 from PIL import Image
 from test_report import NASTY, TARGETS, tables
 
-from tracking import artefacts, figures, page, plots, report
+from tracking import artefacts, figures, groups, page, plots, report
 from tracking.errors import UsageError
 
 TAGS = {
@@ -163,18 +163,18 @@ def test_losses_and_what_is_behind_are_folded_away(tmp_path):
 
 
 def test_seeds_become_a_mean_with_a_band(tmp_path):
-    group = report.Group((toy.train_record(1), toy.train_record(3)))
+    group = groups.Group((toy.train_record(1), toy.train_record(3)))
     found = {name: line for name, _, line in figures.curves_of(group, "SDS-CL")}
     knn = found["test/knn1"]
     assert knn.label == "SDS-CL (mean ± sd of 2 seeds)" and list(knn.points) == [(2, 34), (4, 38), (6, 42), (8, 46)]
     assert knn.band[0] == pytest.approx((2, 34 - 2 * 2**0.5, 34 + 2 * 2**0.5))
-    alone = {name: line for name, _, line in figures.curves_of(report.Group((toy.train_record(1),)), "SDS-CL")}
+    alone = {name: line for name, _, line in figures.curves_of(groups.Group((toy.train_record(1),)), "SDS-CL")}
     assert alone["train/loss"].label == "SDS-CL" and not alone["train/loss"].band
 
 
 def test_a_seed_that_ends_early_leaves_the_mean_of_the_others():
     short = toy.train_record(2, curves={"train/loss": [[1, 5.0]]})
-    found = figures.curves_of(report.Group((toy.train_record(1), short)), "")
+    found = figures.curves_of(groups.Group((toy.train_record(1), short)), "")
     (line,) = [line for name, _, line in found if name == "train/loss"]
     assert line.points[:2] == [(1, (3.1 + 5) / 2), (2, 1.6)] and len(line.band) == 1
 

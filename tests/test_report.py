@@ -131,6 +131,15 @@ def test_real_data_has_no_banner(tmp_path):
     assert "miniature" not in markdown and "Not comparable" not in markdown
 
 
+def test_small_networks_on_real_data_are_said_to_be_small(tmp_path):
+    small = record(config={"seed": 0, "scale": "cpu"})
+    made_up = record(20, data=MINIATURE, config={"seed": 0, "scale": "mini"})
+    published = record(90, 1, config={"seed": 1, "scale": "published"})
+    told = "> **Not of published size**: 1 of 2 results are of small networks and few epochs (scale=cpu)"
+    assert told in page([small, made_up, published], out=tmp_path)
+    assert "published size" not in page([made_up, published], out=tmp_path)
+
+
 def test_real_and_miniature_stand_in_tables_of_their_own(tmp_path):
     markdown = page([record(85), record(50, data=MINIATURE)], out=tmp_path)
     assert "> **miniature" in markdown and "Not comparable" in markdown

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from tracking import plots
+from tracking.groups import Group, grouped
 from tracking.records import Record
-from tracking.report import BASELINES, KINDS, NOT_COMPARED, Group, Published, grouped, in_order, is_baseline, measure
+from tracking.report import BASELINES, KINDS, NOT_COMPARED, Published, in_order, is_baseline, measure
 
 Parts = Mapping[str, Any]
 OF_WHOM = " @ "  # in the name of a curve: what is measured, and of which client or model

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tracking.report import Group, Published, spread, table, text
+from tracking.groups import Group
+from tracking.report import Published, spread, table, text
 
 ORDER = ("zero_shot", "local", "centralised", "fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "oneshot")
 MANY = 10_000  # from here on digits are grouped
