@@ -17,15 +17,15 @@ from datamodules.errors import InputError
 from federated.curves import client_values, curves
 from federated.engines.base import Engine
 from federated.ledger import Ledger
-from federated.making import make_resident
+from federated.making import configured_device, configured_team, make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
 from federated.schedule import AllClients, SampleClients
 from federated.watch import Watch, loss_of
 from federated.workloads.base import Workload
-from tracking import identity, loggers, memory, records, showing
+from tracking import identity, loggers, memory, processes, records, showing
 from tracking.build import build
 from tracking.doors import door
-from train import NOT_TRAINED, plain, set_aside
+from train import NOT_TRAINED, check_processes, plain, set_aside
 
 
 @dataclass(frozen=True)
@@ -80,10 +80,13 @@ def federation(run: Run, engine: Engine | None = None) -> Orchestrator:
         found = f"{settings['rounds']} rounds of {settings['epochs']} epochs"
         raise InputError(f"federation: expected rounds of 0 or more and epochs of 1 or more, found {found}")
     resident, per_round = make_resident(run.config, workload), settings["per_round"]
+    engine = engine or build(settings["engine"], client=resident.client, config=run.config)
+    if settings.get("secure_aggregation") and not engine.secure:
+        raise InputError("secure aggregation: expected messages between nodes: set federated/engine=flower")
     return Orchestrator(
         resident.module,
         resident.adapter,
-        engine or build(settings["engine"], client=resident.client, config=run.config),
+        engine,
         build(settings["strategy"]),
         clients=len(workload.manifest["sizes"]),
         rounds=settings["rounds"],
@@ -94,7 +97,7 @@ def federation(run: Run, engine: Engine | None = None) -> Orchestrator:
         evaluate_every=settings["evaluate_every"],
         max_failed=settings["max_failed"],
         privacy=build(settings["privacy"]),
-        ledger=Ledger(run.folder / "ledger.safetensors", run.key),
+        ledger=Ledger(run.folder / "ledger.safetensors", run.key, writes=processes.rank() == 0),
     )
 
 
@@ -130,42 +133,57 @@ def main(config: DictConfig) -> dict:
 
 def federate(config: DictConfig, engine: Engine | None = None) -> dict:
     """What the door does, on the configured engine or on this one."""
-    run = Run.of(config)
-    if run.workload.miniature:
+    check_processes(config)
+    team = configured_team(config)
+    team.meet(configured_device(config))
+    with team.in_turn():
+        run, first = Run.of(config), team.rank == 0  # of several processes one writes and prints
+    if run.workload.miniature and first:
         title = config.data.title
         print(f"*** miniature, not {title}: these numbers say nothing about the real data set ***")
     found = records.find(Path(config.paths.records), key=run.key, kind="federated")
     kept = bool(run.workload.saved(run.folder)) or run.federated["rounds"] == 0
     if found and kept and not config.fresh:
-        print(f"found: {run.folder} (fresh=true runs again)")
+        if first:
+            print(f"found: {run.folder} (fresh=true runs again)")
         return told(run, found[0])
-    manifest = run.workload.manifest
     orchestrator = federation(run, engine)
-    if config.fresh:
-        set_aside(run.folder)
-    sizes = manifest["sizes"]
-    print(f"{len(sizes)} clients by {config.federated.by}: {sizes} samples, skew {manifest['skew']:.2f}")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "partition.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    with team.in_turn():  # nobody reads the ledger before the first has set it aside
+        if first:
+            prepare_folder(run, config.fresh)
     memory.reset_peak()
     with closing(orchestrator.engine):
         result = rounds(run, orchestrator)
-    run.workload.save(run.folder, orchestrator, result.models)
     record = run.record(
         kind="federated",
         key=run.key,
-        metrics=summary(result, manifest),
+        metrics=summary(result, run.workload.manifest),
         curves=curves(result.records),
         cost=memory.peak(),
         seconds=sum(record["seconds"] for record in result.records),
         **run.workload.row(orchestrator.strategy),
     )
-    print(f"federated: {run.folder}, record {records.write(record, Path(config.paths.records))}")
+    if first:
+        run.workload.save(run.folder, orchestrator, result.models)
+        print(f"federated: {run.folder}, record {records.write(record, Path(config.paths.records))}")
     return told(run, record)
 
 
+def prepare_folder(run: Run, fresh: bool) -> None:
+    """Say who holds what, and keep it in the run's folder, an earlier run set aside if this is to be `fresh`."""
+    if fresh:
+        set_aside(run.folder)
+    manifest = run.workload.manifest
+    sizes = manifest["sizes"]
+    print(f"{len(sizes)} clients by {run.federated['by']}: {sizes} samples, skew {manifest['skew']:.2f}")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "partition.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
 def rounds(run: Run, orchestrator: Orchestrator) -> FederatedResult:
-    """Run or resume the federation under the loggers."""
+    """Run or resume the federation under the loggers; beside the first process nobody watches."""
+    if processes.rank() > 0:
+        return orchestrator.run()
     config, name = run.config, f"{run.config['name']} on {run.config['data']['name']}"
     asked = run.federated["per_round"] or orchestrator.clients
     with loggers.make(run.folder, key=run.key, job_type="federated", **told_to_loggers(run)) as sinks:

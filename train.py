@@ -115,9 +115,9 @@ def announce(run: Run) -> None:
 @door("train", expected=(InputError,), conf=Path(__file__).parent / "conf")
 def main(config: DictConfig) -> dict:
     """Train until the last epoch; returns the record's metrics, the run's key and its folder."""
+    check_processes(config)
     run = Run.of(config)
     announce(run)
-    check_processes(config)
     first = processes.rank() == 0  # of several processes one looks after the files
     found = records.find(Path(config.paths.records), key=run.key, kind="train")
     if found and run.finished and not config.fresh:

@@ -67,19 +67,19 @@ class Adapter:
         self._frozen = {name: self._locate(name) for name in parameters if name not in {*trained, *carried}}
         # Integer buffers (counters, queue pointers) cannot be averaged: every client starts with the first ones.
         self._counters = {name: t.clone() for name, t in buffers.items() if not t.is_floating_point()}
-        self._spec = {name: (tensor.shape, tensor.dtype) for name, tensor in self._live().items()}
+        self._spec = {name: (tensor.shape, tensor.dtype) for name, tensor in self.live().items()}
         self._versions: dict[str, tuple[int, int]] = {}
-        self._check_size(num_bytes(self._live()))
+        self._check_size(num_bytes(self.live()))
 
     def extract(self) -> State:
         """Copies of the exchanged tensors on the CPU, in the order of their names."""
-        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self._live().items()}
+        return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in self.live().items()}
 
     def load(self, state: State) -> None:
         """Make the module continue from `state`: a client switch. Raises InputError as `validate` does."""
         self.validate(state)
         with torch.no_grad():
-            for name, tensor in self._live().items():
+            for name, tensor in self.live().items():
                 tensor.copy_(state[name])
             for name, counter in self._counters.items():
                 self.module.get_buffer(name).copy_(counter)
@@ -101,7 +101,7 @@ class Adapter:
 
     def parameters(self) -> dict[str, Tensor]:
         """The live trained parameters by canonical name."""
-        return {name: tensor for name, tensor in self._live().items() if name in self.trained}
+        return {name: tensor for name, tensor in self.live().items() if name in self.trained}
 
     def validate(self, state: State, names: Collection[str] | None = None) -> None:
         """Raises InputError unless `state` holds exactly `names` (all, if None) with shapes, dtypes and finite values.
@@ -128,7 +128,8 @@ class Adapter:
         path, _, attribute = name.rpartition(".")
         return self.module.get_submodule(path), attribute
 
-    def _live(self) -> State:
+    def live(self) -> State:
+        """The exchanged tensors themselves, by name."""
         return {name: getattr(*self._owner[name]) for name in self.names}
 
     def _persistent_buffers(self) -> State:

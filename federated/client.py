@@ -9,9 +9,9 @@ import pytorch_lightning as pl
 from torch.optim import Optimizer
 
 from datamodules.errors import InputError
-from federated.adapter import Adapter
-from federated.data import ClientData
-from federated.device import check_options, kept_modes, quiet, trainer
+from federated.adapter import Adapter, NotFiniteError
+from federated.data import ClientData, own_share
+from federated.device import ALONE, SameStart, Team, check_options, kept_modes, quiet, trainer
 from federated.seeding import keyed, seed_of, seeded
 from federated.state import State
 from federated.terms import Term, TermGradients
@@ -101,6 +101,8 @@ class Client:
     module: any LightningModule. Where it holds a `seed` that keys its draws (SkeletonModule), the seed of (seed,
     round, client) stands in its place during the fit.
     options: of Lightning's Trainer (one epoch by default). time_limit: seconds, None for no limit.
+    team: the processes that train every client together, each with its rows of every batch; all of them run alike.
+    Where the module says `skips_parameters`, some of its batches do not use all that is trained.
     Raises InputError for options that would give a client a logger or more than one device.
     """
 
@@ -113,16 +115,24 @@ class Client:
         device: str = "auto",
         time_limit: float | None = None,
         options: dict | None = None,
+        team: Team = ALONE,
     ):
         check_options(options or {})
+        if team.world > 1 and time_limit is not None:
+            raise InputError("federation: expected no time_limit where processes train together, one would stop alone")
+        self._team = team
         self._module, self._adapter, self._data = module, adapter, data
         self._terms, self._device, self._time_limit = list(terms), device, time_limit
         self._options = {"max_epochs": 1} | (options or {})
 
+    def num_samples(self, client: int) -> int:
+        return self._data.num_samples(client)
+
     def run(self, task: ClientTask) -> Outcome:
         """Train on from the task's state. Every Exception becomes a ClientFailure; SystemExit and the like do not.
 
-        Raises InputError if the module changed a frozen parameter: the clients after it would not be what they should.
+        Raises InputError if the module changed a frozen parameter: the clients after it would not be what they should;
+        and for what fails in one process of a team, whose others wait for it in the middle of a step.
         """
         outcome = self._attempt(task, time.monotonic())
         self._adapter.check_frozen()
@@ -136,6 +146,9 @@ class Client:
         except Exception as error:
             log.warning("round %d: client %d failed", task.round_number, task.client, exc_info=True)
             message = " ".join(str(error).split())[:500]
+            if self._team.world > 1 and not isinstance(error, NotFiniteError):  # of which all have the same
+                where = f"client {task.client} in process {self._team.rank} of {self._team.world}"
+                raise InputError(f"federation: {where} failed, {type(error).__name__}: {message}") from error
             return ClientFailure(task.client, type(error).__name__, message, time.monotonic() - start)
         samples = self._data.num_samples(task.client)
         return ClientUpdate(task.client, samples, steps, state, metrics, time.monotonic() - start)
@@ -146,11 +159,18 @@ class Client:
             callbacks.append(TermGradients(self._terms, self._adapter))
         if self._time_limit is not None:
             callbacks.append(Deadline(self._time_limit))
-        with quiet(), kept_modes(self._module), keyed(self._module, seed), seeded(seed):
-            fit = trainer(self._device, callbacks, **self._options)
+        if self._team.world > 1:
+            callbacks.insert(0, SameStart(self._adapter.live))
+        own = (seed + self._team.rank) % 2**32  # of dropout, apart for each row of a batch
+        unused = getattr(self._module, "skips_parameters", False)
+        with quiet(), kept_modes(self._module), keyed(self._module, seed), seeded(own):
+            fit = trainer(self._device, callbacks, self._team, unused, **self._options)
             try:
                 self._adapter.load(task.state)
-                fit.fit(self._module, self._data.train_dataloader(task.client, seed))
+                loader = self._data.train_dataloader(task.client, seed)
+                if self._team.world > 1:
+                    loader = own_share(loader, self._team.rank, self._team.world)
+                fit.fit(self._module, loader)
                 if fit.global_step == 0:
                     raise InputError("federation: expected an optimiser step, found none; take smaller batches")
                 return fit.global_step, {name: float(value) for name, value in fit.callback_metrics.items()}

@@ -1,11 +1,12 @@
 """A training set shared out among clients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from datamodules.errors import InputError
 
@@ -18,6 +19,46 @@ class ClientData(Protocol):
 
     def train_dataloader(self, client: int, seed: int) -> DataLoader:
         """Batches of one client; their order is a function of the seed."""
+
+
+@dataclass(frozen=True)
+class OwnRows(Sampler):
+    """One process's rows of every batch of `batches`, in the order of the ranks.
+
+    Raises InputError for a batch that does not divide: processes would weigh its samples differently.
+    """
+
+    batches: Iterable[list[int]]
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches:
+            share, rest = divmod(len(batch), self.world)
+            if rest:
+                found = f"found one of {len(batch)} for {self.world} processes"
+                raise InputError(f"federation: expected batches that divide, {found}: set federated.drop_last=true")
+            yield batch[self.rank * share : (self.rank + 1) * share]
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]
+
+    @property
+    def sampler(self) -> Any:
+        """What gives the rows: Lightning tells it the epoch."""
+        return getattr(self.batches, "sampler", None)
+
+
+def own_share(loader: DataLoader, rank: int, world: int) -> DataLoader:
+    """The loader of one of several processes that train on the batches of `loader` together."""
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=OwnRows(loader.batch_sampler, rank, world),  # type: ignore[arg-type]
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,  # from which the loader, too, draws before the sampler does
+    )
 
 
 class PartitionedData:

@@ -35,13 +35,16 @@ class Ledger:
     """A file that always holds the last complete round, so that kill -9 at any moment costs at most one round.
 
     path: the file, its folder is made; identity: what the run is (its key); another run's ledger is refused.
+    writes: False in processes beside the first, which hold the same rounds.
     """
 
-    def __init__(self, path: str | Path, identity: str):
-        self._path, self._identity = Path(path), identity
+    def __init__(self, path: str | Path, identity: str, writes: bool = True):
+        self._path, self._identity, self._writes = Path(path), identity, writes
 
     def commit(self, progress: Progress) -> None:
         """Write the round and torch's random state beside the ledger, bring it to the disk, then take its place."""
+        if not self._writes:
+            return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         told = {"version": VERSION, "identity": self._identity, "next_round": progress.next_round}
         half_written = self._path.with_name(self._path.name + ".writing")

@@ -1,5 +1,6 @@
 """The client that a configuration describes, made wherever clients run: here, in a worker process, on a node."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import Client
+from federated.device import ALONE, Team
 from federated.workloads.base import Workload
 from tracking.build import build
 
@@ -43,6 +45,7 @@ def make_resident(config: Mapping[str, Any], workload: Workload, device: str | N
         device=device or configured_device(config),
         time_limit=settings["time_limit"],
         options=trainer_options(config) | {"max_epochs": settings["epochs"]},
+        team=configured_team(config),
     )
     return Resident(module, adapter, client)
 
@@ -55,9 +58,23 @@ def configured_device(config: Mapping[str, Any]) -> str:
     return DEVICES[accelerator]
 
 
+def configured_team(config: Mapping[str, Any]) -> Team:
+    """The processes that train each client together: those of torchrun where several devices are configured.
+
+    Raises InputError where they are not there, or others than configured.
+    """
+    devices, machines = config["trainer"].get("devices", 1), config["trainer"].get("num_nodes", 1)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if devices == machines == world == 1:
+        return ALONE
+    if devices != world or machines != 1:
+        found = f"trainer.devices={devices} on {machines} machine(s) and {world} process(es)"
+        todo = f"start it with torchrun --nproc-per-node {devices} federate.py ..."
+        raise InputError(f"federation: expected a process a device of one machine, found {found}: {todo}")
+    return Team(int(os.environ["RANK"]), world)
+
+
 def trainer_options(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a client's trainer takes of the configured one."""
-    options = {name: value for name, value in config["trainer"].items() if name != "accelerator"}
-    if options.get("devices") == 1:
-        del options["devices"]  # any other number is the client's to refuse
-    return options
+    placed = ("accelerator", "devices", "num_nodes", "strategy")
+    return {name: value for name, value in config["trainer"].items() if name not in placed}

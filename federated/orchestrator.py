@@ -54,8 +54,9 @@ class Orchestrator:
     every `evaluate_every` rounds (0: after the last alone) with the global state loaded.
     max_failed: the largest share of a round's clients that may fail; above it the run stops with TooManyFailuresError
     and a relaunch repeats the round. track_gap: log how far mean(BA) is from mean(B) mean(A); costs one (out, in)
-    matrix a LoRA pair. privacy: of the clients' updates; what is told in the clear of them, the gap and each client's
-    `drift` (L2 distance of the trained parameters from those it was sent), is then not logged.
+    matrix a LoRA pair. privacy: of the clients' updates. What is told in the clear of them, the gap and each client's
+    `drift` (L2 distance of the trained parameters from those it was sent), is not logged where they are kept from the
+    server, or noise is added to them.
     """
 
     module: pl.LightningModule
@@ -79,6 +80,9 @@ class Orchestrator:
         if self.privacy and self.adapter.buffers - self.adapter.local:
             found = "found shared ones, whose variances noise would make negative"
             raise InputError(f"privacy: expected buffers that stay with clients, {found}: set local_buffers=true")
+        if self.engine.secure and (self.privacy or self._personal()):
+            found = "noise on each client's update" if self.privacy else "tensors that clients keep"
+            raise InputError(f"secure aggregation: expected clients of whom the server reads the sum, found {found}")
 
     def run(
         self, on_round: Callable[[dict], None] | None = None, on_client: Callable[[dict], None] | None = None
@@ -141,7 +145,7 @@ class Orchestrator:
         self, progress: Progress, chosen: list[int], rate: float, on_client: Callable[[dict], None] | None
     ) -> tuple[State | None, list[dict], int]:
         """Mean of the survivors (None without one), what became of each client, bytes received."""
-        fold = OrderedMean(chosen, extend=with_products if self.track_gap and not self.privacy else None)
+        fold = OrderedMean(chosen, extend=with_products if self.track_gap and not self._private else None)
         waiting, outcomes, bytes_up = sorted(chosen), {}, 0
         personal = self._personal()
         for _ in chosen:
@@ -173,7 +177,7 @@ class Orchestrator:
 
     def _drift(self, progress: Progress, outcome: Outcome) -> dict[str, float]:
         """How far a client went from where it began; nothing of a failure, and nothing under privacy."""
-        if isinstance(outcome, ClientFailure) or self.privacy:
+        if isinstance(outcome, ClientFailure) or self._private:
             return {}
         sent = progress.shared | progress.personal.get(outcome.client, progress.fresh)
         return {"drift": distance(outcome.state, sent, sorted(self.adapter.trained))}
@@ -210,6 +214,10 @@ class Orchestrator:
                 f"round {number}: expected at most {self.max_failed:.0%} of {len(outcomes)} clients to fail, found "
                 f"{len(failed)}; mend the first cause: client {first['client']}, {first['error']}: {first['message']}"
             )
+
+    @property
+    def _private(self) -> bool:
+        return self.privacy is not None or self.engine.secure
 
     def _personal(self) -> frozenset[str]:
         return self.strategy.personal(self.adapter.names) | self.adapter.local

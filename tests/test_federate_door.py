@@ -197,7 +197,7 @@ def test_zero_rounds_measure_the_untrained_model(settings):
         (["federated.partition.attribute=shoes"], "expected a column 'shoes', found .*'cameras'"),
         (["federated.epochs=0"], "epochs of 1 or more, found 2 rounds of 0 epochs"),
         (["federated.per_round=4"], "expected 1 to 3 clients a round, found 4"),
-        (["trainer.devices=2"], "without devices"),
+        (["trainer.devices=2"], "torchrun --nproc-per-node 2"),
         (["trainer.accelerator=abacus"], "found 'abacus'"),
         (["labelled.fraction=0.4", "labelled.batch_size=3", "labelled.steps=2"], "found labelled"),
         (["federated.carry=[key.]"], "begin with 'key.', found none"),

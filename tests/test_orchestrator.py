@@ -82,6 +82,7 @@ class Shuffled:
     """An engine of four places whose clients finish in any order."""
 
     capacity = 4
+    secure = False
 
     def __init__(self, inner, seed):
         self._inner, self._order, self._started = inner, random.Random(seed), []
@@ -235,6 +236,7 @@ def test_too_many_failures_stop_the_run_with_the_first_cause():
 def test_an_update_that_does_not_fit_is_left_out():
     class Forging:
         capacity = 1
+        secure = False
 
         def __init__(self, inner):
             self.submit, self._collect = inner.submit, inner.collect

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,10 +12,14 @@ from pathlib import Path
 import pytest
 import test_chain
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
+import federate
 import prepare
 import report
+import train
+from datamodules.errors import InputError
 from datamodules.miniature import skeletons
 from hydra_plugins.skelfed_sweeps.processes import Processes, interpreter
 from tracking import records
@@ -22,6 +27,7 @@ from tracking.errors import UsageError
 from tracking.report import text
 
 ROOT = Path(__file__).parents[1]
+DOC = ROOT / "docs/scaling.md"
 SWEEPS = sorted(path.stem for path in (ROOT / "conf/sweep").glob("*.yaml"))
 CONFIG = """
 defaults:
@@ -153,6 +159,19 @@ def test_a_job_of_several_devices_is_a_torchrun(go, tmp_path):
     assert done(tmp_path) == {f"6-{m}-of-2-{rank}" for m in (1, 2) for rank in (0, 1)}
 
 
+@pytest.mark.parametrize("door", [train, federate], ids=["train", "federate"])
+def test_jobs_of_several_devices_want_a_launcher(door):
+    """In one process Lightning would start the whole sweep again for each of them."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        config = compose(door.__name__, ["trainer=ddp", "hydra.mode=MULTIRUN"], return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    try:
+        with pytest.raises(InputError, match=r"found trainer\.devices=2 in a sweep .* add hydra/launcher=processes"):
+            door.main.run(config)
+    finally:
+        HydraConfig.instance().cfg = None
+
+
 def test_what_a_process_per_job_cannot_do_is_said():
     with pytest.raises(UsageError, match="take hydra/launcher=slurm"):
         interpreter(OmegaConf.create({"trainer": {"num_nodes": 2, "devices": 2}}))
@@ -173,11 +192,15 @@ USED = {
     "label_fraction": ("train", "ntu60/psp_xsub"),
     "semi": ("eval", "ntu60/sds_cl_xsub"),
     "strategy": ("federate", "federated/sds_cl_by_camera"),
+    "scenario": ("federate", "fedmllm/hateful_memes_missing_50"),
 }
 
 
-def test_every_preset_is_tested():
+def test_every_preset_is_tested_and_told_with_its_command():
     assert sorted(USED) == SWEEPS
+    rows = re.findall(r"^\| `(\w+)` \|.*`python (\w+)\.py -m sweep=(\w+)", DOC.read_text(), re.MULTILINE)
+    assert {name: door for name, door, _ in rows} == {name: door for name, (door, _) in USED.items()}
+    assert all(name == swept for name, _, swept in rows)
 
 
 @pytest.mark.parametrize("preset", SWEEPS)
@@ -187,8 +210,17 @@ def test_what_a_preset_sweeps_is_there_and_changes_the_run(preset):
         sweep = compose(door, [f"experiment={experiment}", f"sweep={preset}"], return_hydra_config=True)
         params = sweep.hydra.sweeper.params
         first, last = ([f"{key}={values.split(',')[end]}" for key, values in params.items()] for end in (0, -1))
-        configs = [compose(door, [f"experiment={experiment}", *values]) for values in (first, last)]
+        chosen = [] if "experiment" in params else [f"experiment={experiment}"]
+        configs = [compose(door, [*chosen, *values]) for values in (first, last)]
     assert configs[0] != configs[1] and params.seed == "1,2,3"
+
+
+def test_the_scenarios_are_those_of_the_paper_under_its_rules():
+    """Every setting of one corpus, every rule of conf/federated/strategy that the paper compares."""
+    params = OmegaConf.load(ROOT / "conf/sweep/scenario.yaml").params
+    settings = {f"fedmllm/{path.stem}" for path in (ROOT / "conf/experiment/fedmllm").glob("hateful_memes_*.yaml")}
+    assert len(settings) == 12 and set(params.experiment.split(",")) == settings
+    assert params.row.split(",") == ["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
 
 
 def test_slurm_jobs_have_a_task_a_device():

@@ -3,10 +3,12 @@
 import os
 import signal
 from functools import partial
+from pathlib import Path
 
 import pytest
 import test_federate_door as door_tests
 import torch
+import toy_mllm
 from toy_federation import Toy, dataset, federation, same, shares
 
 import federate
@@ -15,6 +17,7 @@ from federated.adapter import Adapter
 from federated.client import Client, ClientTask
 from federated.data import PartitionedData
 from federated.engines.workers import Workers
+from federated.ledger import Ledger
 
 root = door_tests.root
 
@@ -105,6 +108,24 @@ def test_what_ends_a_federation_ends_it_here_too(workers):
 def test_no_place_is_an_error():
     with pytest.raises(InputError, match=r"raise engine\.places"):
         Workers(partial(client, Toy), [])
+
+
+@pytest.mark.slow
+def test_clients_of_a_multimodal_model_at_the_same_time(tmp_path):
+    """In bfloat16, accumulated and with activations computed twice: the bytes of one after the other."""
+    toy_mllm.write_model(tmp_path / "model")
+    memory = [
+        "trainer.precision=bf16-mixed",
+        "trainer.accumulate_grad_batches=2",
+        "++method.gradient_checkpointing=true",
+    ]
+    found = []
+    for engine in ("in_process", "workers"):
+        where = [f"paths.{kind}={tmp_path}/{engine}/{kind}" for kind in ("runs", "records")]
+        settings = [f"federated/engine={engine}", *toy_mllm.TWO_ROUNDS, "batch_size=4", *memory, *where]
+        result = federate.main.run(toy_mllm.composed(tmp_path, *settings))
+        found.append(Ledger(Path(result["folder"]) / "ledger.safetensors", result["key"]).resume().shared)
+    assert same(*found)
 
 
 @pytest.mark.slow

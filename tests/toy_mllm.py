@@ -31,11 +31,16 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def composed(root: Path, *overrides: str, experiment: str = "hateful_memes_missing_50", sizes=MEMES):
-    """The configuration of a small federation whose model is `root`/model and whose outputs lie below `root`.
+def overrides(root: Path, experiment: str = "hateful_memes_missing_50", sizes=MEMES) -> list[str]:
+    """Of a small federation whose model is `root`/model and whose outputs lie below `root`.
 
     sizes: of the miniature.
     """
     settings = [f"experiment=fedmllm/{experiment}", *SMALL, *sizes, f"method.family.source={root / 'model'}"]
+    return [*settings, f"paths.root={root}", f"paths.reports={root}/reports"]
+
+
+def composed(root: Path, *more: str, **kind):
+    """The configuration of `overrides` and `more`."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("federate", [*settings, f"paths.root={root}", f"paths.reports={root}/reports", *overrides])
+        return compose("federate", [*overrides(root, **kind), *more])

@@ -7,18 +7,28 @@ from pathlib import Path
 
 import goldens_psp
 import goldens_sds_cl
+import numpy as np
 import pytorch_lightning as pl
 import torch
+import toys_mllm
 from goldens import read
+from torch.utils.data import DataLoader
 from toys import ToyMethod, toy_data
 from toys_a2mc import RELEASED, a2mc, scd_net
 from toys_clr import aim_clr, skeleton_clr
 
 from datamodules.errors import InputError
 from datamodules.skeleton import Labelled
+from federated.adapter import Adapter
+from federated.client import Client, ClientTask
+from federated.data import PartitionedData
+from federated.device import ALONE, Team
+from federated.terms import FedProx
+from lightning_modules.callbacks.history import History
 from lightning_modules.callbacks.online_knn import OnlineKNN
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.fitting import fit
+from lightning_modules.mllm.loading import Lora
 from lightning_modules.schedules import Constant
 from lightning_modules.sds_cl import SDSCL
 
@@ -70,6 +80,85 @@ def train(name: str, stores: Path, folder: Path, frozen: bool, **options) -> dic
     return {"state": module.state_dict(), "gradients": gradients.steps, "epochs": history.epochs}
 
 
+def train_mllm(folder: Path, rank: int = 0, world: int = 1, **options) -> dict:
+    """Gradients of every step and log of the LLM in `folder`: two steps of four answers, of 2 to 6 tokens each.
+
+    Of two processes one has the pictures, then the other.
+    """
+    module = toys_mllm.module(folder, lora=Lora(dropout=0.0)).double()
+    gradients, history = Gradients(), History()
+    batches = []
+    for order in ([0, 2, 1, 3], [3, 1, 2, 0]):
+        rows = order[rank * 4 // world : (rank + 1) * 4 // world]
+        prompts, images, answers = (
+            [part[row] for row in rows] for part in (toys_mllm.PROMPTS, toys_mllm.images(), toys_mllm.ANSWERS)
+        )
+        batch = module.encoder(prompts, images, answers)
+        vision = {name: x.double() if x.is_floating_point() else x for name, x in batch.vision.items()}
+        batches.append(batch._replace(vision=vision))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, callbacks=[gradients, history], **quiet, **options)
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    return {"gradients": gradients.steps, "epochs": history.epochs}
+
+
+class Spoilt:
+    """A client-side term that makes every gradient NaN."""
+
+    name = "spoilt"
+
+    def value(self, parameters, anchor, progress) -> torch.Tensor:
+        return torch.nan * torch.stack([parameter.sum() for parameter in parameters.values()]).sum()
+
+
+# What else one client may be asked to do: settings of its trainer, its model and its terms.
+DOUBLE = {"precision": "64-true"}
+CLIENTS: dict[str, tuple[dict, dict, list]] = {
+    "plain": (DOUBLE, {}, []),
+    "accumulated": (DOUBLE | {"accumulate_grad_batches": 3}, {}, []),
+    "clipped": (DOUBLE | {"gradient_clip_val": 1e-3}, {}, []),
+    "checkpointed": (DOUBLE, {"gradient_checkpointing": True}, []),
+    "projector": (DOUBLE, {"also_train": ("projector",)}, []),
+    "FedProx": (DOUBLE, {}, [FedProx(mu=10.0)]),
+    "bf16-mixed": ({"precision": "bf16-mixed"}, {}, []),
+    "spoilt": (DOUBLE, {}, [Spoilt()]),
+}
+
+
+def client(name: str, folder: Path, team: Team = ALONE, breaks_down: bool = False) -> Client:
+    """A client of the LLM in `folder`: twelve memes, two with a picture, two epochs of three batches of four.
+
+    At least one batch shows no picture at all.
+    """
+    options, model, terms = CLIENTS[name]
+    module = toys_mllm.module(folder, lora=Lora(dropout=0.0), **model)
+    if options["precision"] == "64-true":
+        module.double()
+    else:  # AdamW's first steps go by the sign of numbers that rounding makes positive or negative
+        module._optimizer = partial(torch.optim.SGD, lr=0.1)
+    if breaks_down:
+        module.training_step = broken_step
+    pictures = [*toys_mllm.images()[:3], *[None] * 9]
+    memes = list(zip(toys_mllm.PROMPTS * 3, pictures, toys_mllm.ANSWERS * 3, strict=True))
+    data = PartitionedData(memes, [np.arange(12)], 4, lambda rows: module.encoder(*map(list, zip(*rows, strict=True))))
+    return Client(module, Adapter(module), data, terms, "cpu", options={"max_epochs": 2} | options, team=team)
+
+
+def broken_step(batch, batch_idx) -> None:
+    raise RuntimeError("no memory left")
+
+
+def run_client(name: str, folder: Path, team: Team = ALONE) -> dict:
+    """State, metrics and failure of a client that a server sends its first state, to each process another one.
+
+    As it would with the noise of differential privacy; the first process's counts.
+    """
+    made = client(name, folder, team)
+    state = {key: tensor + team.rank for key, tensor in made._adapter.extract().items()}
+    outcome = vars(made.run(ClientTask(0, 0, state, 1.0, 7)))
+    return {key: outcome.get(key) for key in ("state", "metrics", "steps", "error")}
+
+
 class BreakDown(pl.Callback):
     """An error of one process in the second epoch."""
 
@@ -89,6 +178,10 @@ def both(stores: Path, out: Path) -> dict:
         for name in METHODS
         for frozen in (False, True)
     }
+    rank = int(os.environ["RANK"])
+    more = {"use_distributed_sampler": False, **two}
+    results["mllm"] = train_mllm(out / "llava", rank, 2, **more)
+    results |= {f"client {name}": run_client(name, out / "llava", Team(rank, 2)) for name in CLIENTS}
     train("a2mc", stores, out / "resumed", True, **two, max_epochs=1)
     return results | {"resumed": train("a2mc", stores, out / "resumed", True, **two)}
 
@@ -96,7 +189,11 @@ def both(stores: Path, out: Path) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     stores, out = Path(sys.argv[1]), Path(sys.argv[2])
-    if len(sys.argv) > 3:
+    if sys.argv[3:] == ["break a client"]:
+        rank = int(os.environ["RANK"])
+        made = client("plain", out / "llava", Team(rank, 2), breaks_down=rank == 1)
+        made.run(ClientTask(0, 0, made._adapter.extract(), 1.0, 7))
+    elif len(sys.argv) > 3:
         hooks = [BreakDown(int(sys.argv[3].removeprefix("fail=")))]
         trainer = {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "max_epochs": 3}
         fit(ToyMethod(), toy_data(stores), out, trainer, 3, "toy", callbacks=hooks)

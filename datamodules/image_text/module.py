@@ -61,8 +61,8 @@ class ImageTextDataModule(pl.LightningDataModule):
     partition, scenario: who holds which training sample, and which modality it keeps. paired: a corpus of image-text
     pairs and of texts alone (VQA-RAD and flash cards): a client without images holds only the texts, one without texts
     only the pairs, whole; nothing is stripped. pooled: one client that holds what all clients hold, as they hold it.
-    batch_size: global; it must divide by the world size. eval_batch_size: it changes no result.
-    memory: bytes of decoded images to keep.
+    batch_size: global; it must divide by the world size. eval_batch_size: it changes no result. drop_last: leave out
+    the last, smaller training batch. memory: bytes of decoded images to keep.
     Raises InputError for an empty client and for a wording that does not suit the corpus.
     """
 
@@ -79,6 +79,7 @@ class ImageTextDataModule(pl.LightningDataModule):
         num_workers: int = 0,
         paired: bool = False,
         pooled: bool = False,
+        drop_last: bool = False,
         memory: int = 512 << 20,
     ):
         super().__init__()
@@ -86,6 +87,7 @@ class ImageTextDataModule(pl.LightningDataModule):
         self.corpus, self.prompts, self.encode, self.seed = corpus, prompts, encode, seed
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.partition, self.scenario, self.paired, self.pooled = partition, scenario, paired, pooled
+        self.drop_last = drop_last
         self.pictures = Pictures(memory)
         self._pieces = partition.split(columns(corpus.train))
         self._masks = scenario.masks([len(piece) for piece in self._pieces])
@@ -180,7 +182,7 @@ class ImageTextDataModule(pl.LightningDataModule):
             )
         asked = Asked(self, [self.corpus.train[row] for row in rows], shown, True, self.encode)
         seed = self.seed if seed is None else seed
-        sampler = EpochSampler(len(asked), self.batch_size, seed, drop_last=False, rank=rank, world=world)
+        sampler = EpochSampler(len(asked), self.batch_size, seed, drop_last=self.drop_last, rank=rank, world=world)
         return self._loader(asked, self.batch_size // world, sampler=sampler)
 
     def ordered(self, side: str, condition: str = "both", answers: bool = False) -> DataLoader:

@@ -1,14 +1,11 @@
 """Clients on other machines, by Flower's messages (flwr 1.41): the rounds, rules and ledger stay ours.
 
 The orchestrator runs inside a ServerApp and this engine sends its tasks to nodes; a node's ClientApp trains the same
-`Client` as every other engine. Telemetry and update checks of Flower are off unless the environment says otherwise.
+`Client` as every other engine.
 """
 
+import copy
 import os
-
-os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # read when flwr is imported
-os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
-
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
@@ -24,80 +21,18 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import InputError
-from federated.client import Client, ClientFailure, ClientTask, ClientUpdate, Outcome
+from federated.client import Client, ClientFailure, ClientTask, Outcome
+from federated.engines.base import Engine
+from federated.engines.secure import Masking, SecureFlower, is_masked, masked, masking
+from federated.engines.wire import outcome_content, outcome_of, task_content, task_of
 from federated.making import make_resident, make_workload
-from federated.state import State
 from tracking import identity
 from tracking.build import factory
 from tracking.doors import CONF, summary
 
-RAW = "skelfed.little-endian"  # how our arrays are written: numpy, Flower's own way, has no bfloat16
 PAUSE = 0.2  # seconds between two looks for replies
 WAIT = 600.0  # seconds to wait for the nodes
-
-
-# --- what travels ---------------------------------------------------------------------------------------------------
-
-
-def to_record(state: State) -> ArrayRecord:
-    """A state for the wire, bit by bit, whatever its types."""
-    return ArrayRecord({name: _array(tensor) for name, tensor in state.items()})
-
-
-def from_record(record: ArrayRecord) -> State:
-    """The state that `to_record` wrote; raises InputError for arrays of another kind."""
-    return {name: _tensor(name, array) for name, array in record.items()}
-
-
-def _array(tensor: torch.Tensor) -> Array:
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return Array(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), RAW, raw.numpy().tobytes())
-
-
-def _tensor(name: str, array: Array) -> torch.Tensor:
-    dtype = getattr(torch, array.dtype, None)
-    if array.stype != RAW or not isinstance(dtype, torch.dtype):
-        found = f"found {array.stype} of {array.dtype}"
-        raise InputError(f"federation: expected '{name}' as {RAW}, {found}; install the same skelfed everywhere")
-    if not array.data:
-        return torch.empty(array.shape, dtype=dtype)
-    return torch.frombuffer(bytearray(array.data), dtype=torch.uint8).view(dtype).reshape(array.shape)
-
-
-def task_content(task: ClientTask) -> RecordDict:
-    """A task as the content of a message."""
-    facts: dict[str, Any] = {
-        "round": task.round_number,
-        "client": task.client,
-        "rate": float(task.rate),
-        "seed": task.seed,
-    }
-    return RecordDict({"state": to_record(task.state), "task": ConfigRecord(facts)})
-
-
-def task_of(content: Mapping[str, Any]) -> ClientTask:
-    facts, state = content["task"], from_record(content["state"])
-    return ClientTask(facts["round"], facts["client"], state, facts["rate"], facts["seed"])
-
-
-def outcome_content(outcome: Outcome) -> RecordDict:
-    """An outcome as the content of a reply."""
-    if isinstance(outcome, ClientFailure):
-        return RecordDict({"failure": ConfigRecord(dict(vars(outcome)))})
-    facts = {name: getattr(outcome, name) for name in ("client", "num_samples", "steps", "seconds")}
-    return RecordDict(
-        {
-            "state": to_record(outcome.state),
-            "update": ConfigRecord(facts),
-            "metrics": MetricRecord(dict(outcome.metrics)),
-        }
-    )
-
-
-def outcome_of(content: Mapping[str, Any]) -> Outcome:
-    if "failure" in content:
-        return ClientFailure(**content["failure"])
-    return ClientUpdate(state=from_record(content["state"]), metrics=dict(content["metrics"]), **content["update"])
+EVERYBODY = 2**31  # places: as many as a round has clients
 
 
 # --- the engine -----------------------------------------------------------------------------------------------------
@@ -109,6 +44,8 @@ class Flower:
     node: client -> id of its node. header: records that travel with every task. A node that is lost or fails is a
     failed client.
     """
+
+    secure = False
 
     def __init__(
         self,
@@ -157,13 +94,17 @@ class Flower:
 
 @dataclass(frozen=True)
 class Site:
-    """What a node trains: its client of the federation, and what both sides must agree on."""
+    """What a node trains: its client of the federation, and what both sides must agree on.
+
+    masking: of its changes, None where the server may see them.
+    """
 
     client: Client
     number: int
     settings: str
     data: str
     base_model: str
+    masking: Masking | None = None
 
 
 def client_app(site: Callable[[Message, Context], Site]) -> ClientApp:
@@ -178,8 +119,16 @@ def client_app(site: Callable[[Message, Context], Site]) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        outcome = site(message, context).client.run(task_of(message.content))
-        return Message(outcome_content(outcome), reply_to=message)
+        def own() -> tuple[Client, Masking | None]:
+            found = site(message, context)
+            return found.client, found.masking
+
+        if is_masked(message):
+            return masked(message, context, own)
+        client, hidden = own()
+        if hidden is not None:
+            raise InputError("secure aggregation: expected the server to ask for masked changes, found a plain request")
+        return Message(outcome_content(client.run(task_of(message.content))), reply_to=message)
 
     return app
 
@@ -201,6 +150,7 @@ def configured_site(message: Message, context: Context) -> Site:
         settings_digest(config),
         workload.fingerprint,
         workload.base_model,
+        masking(resolved(config)),
     )
 
 
@@ -224,7 +174,7 @@ def settings_digest(config: DictConfig) -> str:
 # --- on the server --------------------------------------------------------------------------------------------------
 
 
-def server_app(run: Callable[[DictConfig, Flower], Any]) -> ServerApp:
+def server_app(run: Callable[[DictConfig, Engine], Any]) -> ServerApp:
     """The server's side: `run` is federate.py with the engine given.
 
     Run configuration: `overrides`, those of federate.py; `nodes`, how many take part, one a client.
@@ -239,9 +189,29 @@ def server_app(run: Callable[[DictConfig, Flower], Any]) -> ServerApp:
         sites = meet(grid, int(context.run_config["nodes"]), header)
         check(sites, settings_digest(config), workload.fingerprint, workload.base_model)
         nodes = {site["number"]: node for node, site in sites.items()}
-        print(summary(run(config, Flower(grid, nodes.__getitem__, len(nodes), header))), flush=True)
+        sizes = workload.manifest["sizes"]
+        engine = engine_of(resolved(config), grid, nodes.__getitem__, len(nodes), sizes.__getitem__, header)
+        print(summary(run(config, engine)), flush=True)
 
     return app
+
+
+def engine_of(
+    config: Mapping[str, Any],
+    grid: Grid,
+    node: Callable[[int], int],
+    capacity: int,
+    samples: Callable[[int], int],
+    header: Mapping[str, ConfigRecord] | None = None,
+) -> Engine:
+    """The engine of a resolved configuration on a grid, which sees every client's change or their sum alone.
+
+    samples: how many a client holds; the others as in `Flower`.
+    """
+    hidden = masking(config)
+    if hidden is None:
+        return Flower(grid, node, capacity, header)
+    return SecureFlower(grid, node, capacity, hidden, samples, header)
 
 
 def meet(grid: Grid, count: int, header: Mapping[str, ConfigRecord], wait: float = WAIT) -> dict[int, Mapping]:
@@ -307,6 +277,7 @@ class LocalGrid(Grid):
         names = []
         for message in messages:
             self._pushed += 1
+            message.content = copy.deepcopy(message.content)  # as the wire would: who sends one twice shares nothing
             message.metadata.__dict__["_message_id"] = str(self._pushed)
             self._waiting[str(self._pushed)] = message
             names.append(str(self._pushed))
@@ -324,10 +295,22 @@ class LocalGrid(Grid):
         return [reply for name in self.push_messages(messages) for reply in self.pull_messages([name])]
 
 
+class Nodes(dict):
+    """A node for every number, each the same app with a memory of its own."""
+
+    def __init__(self, app: ClientApp):
+        self._app = app
+
+    def __missing__(self, number: int) -> tuple[ClientApp, Context]:
+        self[number] = self._app, Context(run_id=1, node_id=number, node_config={}, state=RecordDict(), run_config={})
+        return self[number]
+
+
 @factory
-def simulated(config: Mapping[str, Any], client: Client) -> Flower:
+def simulated(config: Mapping[str, Any], client: Client) -> Engine:
     """Flower's messages and apps around the one resident client, without a network or other processes."""
-    site = Site(client, 0, "", "", "")
-    app = client_app(lambda message, context: site)
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    return Flower(LocalGrid({1: (app, context)}), lambda number: 1, capacity=1)
+    hidden = masking(config)
+    site = Site(client, 0, "", "", "", hidden)
+    grid = LocalGrid(Nodes(client_app(lambda message, context: site)))
+    capacity = 1 if hidden is None else EVERYBODY
+    return engine_of(config, grid, lambda number: number + 1, capacity, client.num_samples)

@@ -13,6 +13,7 @@ class InProcess:
     """
 
     capacity = 1
+    secure = False
 
     def __init__(self, client: Client, config: Mapping[str, Any] | None = None):
         self._client = client

@@ -38,6 +38,8 @@ class Workers:
     A place that dies (out of memory, a crash in native code) is a failed client; the place is filled again.
     """
 
+    secure = False
+
     def __init__(self, make: Callable[[str], Client], devices: list[str], threads: int | None = None):
         if not devices:
             raise InputError("federation: expected one place for clients or more, found none: raise engine.places")
@@ -102,6 +104,8 @@ class Workers:
 @factory
 def configured(config: Mapping[str, Any], client: Client, places: int = 2, threads: int | None = None) -> Workers:
     """Places for the clients of a resolved configuration, on GPUs one after the other; `client` stays at home."""
+    if config["trainer"].get("devices", 1) != 1:
+        raise InputError("federation: expected one device a client beside workers, found more: set trainer.devices=1")
     gpus = torch.cuda.device_count() if configured_device(config) != "cpu" else 0
     devices = [f"cuda:{place % gpus}" if gpus else "cpu" for place in range(places)]
     return Workers(partial(configured_client, dict(config)), devices, threads)

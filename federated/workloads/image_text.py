@@ -43,6 +43,7 @@ class ImageText:
             self._family.encoder(),
             batch_size=self._config["batch_size"],
             seed=self._config["seed"],
+            drop_last=self._config["federated"]["drop_last"],
             **self._config["sharing"],
             **self._config["loader"],
         )

@@ -51,6 +51,8 @@ class MultimodalModule(pl.LightningModule):
         if cache_features:
             check_cacheable(family, also_train)
         self._features = FeatureCache() if cache_features else None
+        # A batch of texts alone trains no projector.
+        self.skips_parameters = "projector" in also_train
         # A checkpoint holds what is trained; the base is there already.
         self.strict_loading = False
         self.train()
@@ -94,7 +96,8 @@ class MultimodalModule(pl.LightningModule):
         total = self.trainer.strategy.reduce(own, reduce_op="sum") if world > 1 else own
         # DDP takes the mean of the ranks' gradients.
         loss = functional.cross_entropy(logits, tokens, reduction="sum") * world / total.clamp(min=1)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(tokens), sync_dist=True)
+        # By the tokens of all ranks on each, so that the epoch's mean is the mean over its tokens.
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=int(total), sync_dist=True)
         return loss
 
     def on_train_start(self) -> None:

@@ -1,0 +1,217 @@
+"""Secure aggregation on Flower: the server reads the sum of the clients' changes and none of them (SecAgg+).
+
+Bell et al., CCS 2020, by Flower's own mod on the node and its workflow on the server. Both were written for Flower's
+older API: the mod looks for a reply in the form of a FitRes, the workflow for a strategy of that time. Here the mod is
+called around our client, whose reply is given that form, and the workflow's four stages are called one by one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.client.mod import secaggplus_mod
+from flwr.common import Code, FitIns, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common.constant import ErrorCode
+from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
+from flwr.compat.common import recorddict_compat
+from flwr.server.compat.legacy_context import LegacyContext
+from flwr.server.workflow import SecAggPlusWorkflow
+from flwr.server.workflow.constant import MAIN_CONFIGS_RECORD, MAIN_PARAMS_RECORD, Key
+from flwr.server.workflow.secure_aggregation.secaggplus_workflow import WorkflowState
+from flwr.serverapp import Grid
+
+from datamodules.errors import InputError
+from federated.client import Client, ClientFailure, ClientTask, ClientUpdate, Outcome
+from federated.engines.wire import task_content, task_of
+from federated.state import State
+from tracking.build import build
+
+METRIC = "metric "  # begins the names of metrics among the facts that travel in the clear
+
+
+@dataclass(frozen=True)
+class Masking:
+    """clip: largest change of any number in a round; beyond it a client fails. The sum is rounded to clip / 2^21.
+
+    threshold: share of a round's clients that must stay to its end, else nobody can read the sum. weighted: whether
+    clients count by their samples.
+    """
+
+    clip: float
+    threshold: float
+    weighted: bool
+
+    def __post_init__(self) -> None:
+        if not (self.clip > 0 and 0 < self.threshold <= 1):
+            found = f"clip {self.clip} and threshold {self.threshold}"
+            raise InputError(f"secure aggregation: expected clip above 0, threshold above 0 and up to 1, found {found}")
+
+
+def masking(config: Mapping[str, Any]) -> Masking | None:
+    """What a resolved configuration says of it, None where it does not."""
+    federated = config.get("federated", {})
+    if (settings := federated.get("secure_aggregation")) is None:
+        return None
+    return Masking(**settings, weighted=build(federated["strategy"]).weighted)
+
+
+# --- on a node ------------------------------------------------------------------------------------------------------
+
+
+class DroppedOut(Exception):
+    """A client has nothing to add to the sum."""
+
+
+def is_masked(message: Message) -> bool:
+    """Whether a request to train is one of the protocol's."""
+    return RECORD_KEY_CONFIGS in message.content.config_records
+
+
+def masked(message: Message, context: Context, site: Callable[[], tuple[Client, Masking | None]]) -> Message:
+    """The answer to one stage of the protocol; in the third the client trains.
+
+    site: the node's client and what its own settings say; asked only where they are needed.
+    """
+    try:
+        return secaggplus_mod(message, context, lambda request, _: _trained(request, *site()))
+    except DroppedOut as error:
+        return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
+
+
+def _trained(request: Message, client: Client, hidden: Masking | None) -> Message:
+    """What the client adds, in the form that the mod looks for: its change, its weight, and facts in the clear."""
+    if hidden is None:
+        raise InputError("secure aggregation: expected it in the settings of this node, found it in none")
+    task = task_of(request.content)
+    outcome = client.run(task)
+    if isinstance(outcome, ClientFailure):
+        raise DroppedOut(f"client {outcome.client}: {outcome.error}: {outcome.message}")
+    change = {name: outcome.state[name].double() - task.state[name].double() for name in sorted(task.state)}
+    largest = max(float(part.abs().max()) for part in change.values() if part.numel())
+    if largest > hidden.clip:
+        told = f"expected changes of at most {hidden.clip}, found {largest:.3g}"
+        raise DroppedOut(f"client {outcome.client}: {told}: raise federated.secure_aggregation.clip")
+    facts = {name: getattr(outcome, name) for name in ("client", "num_samples", "steps", "seconds")}
+    facts |= {METRIC + name: value for name, value in outcome.metrics.items()}
+    weight = outcome.num_samples if hidden.weighted else 1
+    arrays = ndarrays_to_parameters([part.numpy() for part in change.values()])
+    reply = FitRes(Status(Code.OK, ""), arrays, weight, facts)
+    return Message(recorddict_compat.fitres_to_recorddict(reply, False), reply_to=request)
+
+
+# --- on the server --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Node:
+    """What the workflow asks of a proxy."""
+
+    node_id: int
+
+
+@dataclass
+class Legacy:
+    """What the workflow asks of a strategy: who takes part, and to be given the result."""
+
+    nodes: list[int]
+    results: list[FitRes] = field(default_factory=list)
+
+    def configure_fit(self, *_: Any) -> list[tuple[Node, FitIns]]:
+        return [(Node(node), FitIns(Parameters([], ""), {})) for node in self.nodes]
+
+    def aggregate_fit(self, number: int, results: list[tuple[Node, FitRes]], failures: list) -> tuple[None, dict]:
+        self.results = [result for _, result in results]
+        return None, {}
+
+
+class SecureFlower:
+    """Engine that trains all clients of a round at once and reads their sum alone.
+
+    Every client that stayed comes back with the mean of all of them as its state, so that whoever folds these gets the
+    mean. node, capacity, header: as in `Flower`. samples: how many a client holds.
+    """
+
+    secure = True
+
+    def __init__(
+        self,
+        grid: Grid,
+        node: Callable[[int], int],
+        capacity: int,
+        hidden: Masking,
+        samples: Callable[[int], int],
+        header: Mapping[str, ConfigRecord] | None = None,
+    ):
+        self._grid, self._node, self._header = grid, node, dict(header or {})
+        self._hidden, self._samples = hidden, samples
+        self._tasks: list[ClientTask] = []
+        self._outcomes: list[Outcome] = []
+        self.capacity = capacity
+
+    def submit(self, task: ClientTask) -> None:
+        self._tasks.append(task)
+
+    def collect(self) -> Outcome:
+        if not self._outcomes:
+            if not self._tasks:
+                raise RuntimeError("no client was submitted")
+            tasks, self._tasks = self._tasks, []
+            self._outcomes = self._aggregated(tasks)
+        return self._outcomes.pop(0)
+
+    def close(self) -> None:
+        """The grid belongs to whoever made it."""
+
+    def _aggregated(self, tasks: list[ClientTask]) -> list[Outcome]:
+        if len(tasks) < 2:
+            raise InputError("secure aggregation: expected two clients a round or more, found one: its sum is itself")
+        results, reasons = self._protocol(tasks)
+        back = {int(result.metrics["client"]): result for result in results}
+        return [
+            _update(task, back[task.client])
+            if task.client in back
+            else ClientFailure(task.client, "DroppedOut", reasons, 0.0)
+            for task in tasks
+        ]
+
+    def _protocol(self, tasks: list[ClientTask]) -> tuple[list[FitRes], str]:
+        """What the clients that stayed sent in the clear, with the mean as the arrays of each; what went wrong."""
+        contents = {self._node(task.client): task_content(task) for task in tasks}
+        for content in contents.values():
+            content.update(self._header)
+        weights = [self._samples(task.client) if self._hidden.weighted else 1 for task in tasks]
+        workflow = SecAggPlusWorkflow(
+            num_shares=1.0,
+            reconstruction_threshold=self._hidden.threshold,
+            max_weight=float(max(weights)),
+            clipping_range=self._hidden.clip,
+        )
+        legacy, state = Legacy(list(contents)), WorkflowState()
+        context: Any = LegacyContext(_round_context(tasks[0].round_number), strategy=legacy)  # type: ignore[arg-type]
+        done = workflow.setup_stage(self._grid, context, state)
+        state.nid_to_fitins = contents  # in place of its own: ours hold names and types
+        for stage in (workflow.share_keys_stage, workflow.collect_masked_vectors_stage, workflow.unmask_stage):
+            done = done and stage(self._grid, context, state)
+        reasons = "; ".join(str(failure) for failure in state.failures) or "too few clients stayed"
+        return legacy.results, " ".join(reasons.split())[:500]
+
+
+def _round_context(number: int) -> Context:
+    records = RecordDict(
+        {MAIN_CONFIGS_RECORD: ConfigRecord({Key.CURRENT_ROUND: number}), MAIN_PARAMS_RECORD: ArrayRecord()}
+    )
+    return Context(run_id=0, node_id=0, node_config={}, state=records, run_config={})
+
+
+def _update(task: ClientTask, result: FitRes) -> ClientUpdate:
+    """The mean of all as one client's update."""
+    facts: dict[str, Any] = dict(result.metrics)
+    changes = parameters_to_ndarrays(result.parameters)
+    state: State = {
+        name: (task.state[name].double() + torch.from_numpy(change).double()).to(task.state[name].dtype)
+        for name, change in zip(sorted(task.state), changes, strict=True)
+    }
+    metrics = {name.removeprefix(METRIC): facts.pop(name) for name in list(facts) if name.startswith(METRIC)}
+    return ClientUpdate(state=state, metrics=metrics, **facts)

@@ -1,0 +1,74 @@
+"""What travels between Flower's server and its nodes: states bit by bit, tasks and outcomes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from datamodules.errors import InputError
+from federated.client import ClientFailure, ClientTask, ClientUpdate, Outcome
+from federated.state import State
+
+RAW = "skelfed.little-endian"  # how our arrays are written: numpy, Flower's own way, has no bfloat16
+
+
+def to_record(state: State) -> ArrayRecord:
+    """A state for the wire, bit by bit, whatever its types."""
+    return ArrayRecord({name: _array(tensor) for name, tensor in state.items()})
+
+
+def from_record(record: ArrayRecord) -> State:
+    """The state that `to_record` wrote; raises InputError for arrays of another kind."""
+    return {name: _tensor(name, array) for name, array in record.items()}
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return Array(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), RAW, raw.numpy().tobytes())
+
+
+def _tensor(name: str, array: Array) -> torch.Tensor:
+    dtype = getattr(torch, array.dtype, None)
+    if array.stype != RAW or not isinstance(dtype, torch.dtype):
+        found = f"found {array.stype} of {array.dtype}"
+        raise InputError(f"federation: expected '{name}' as {RAW}, {found}; install the same skelfed everywhere")
+    if not array.data:
+        return torch.empty(array.shape, dtype=dtype)
+    return torch.frombuffer(bytearray(array.data), dtype=torch.uint8).view(dtype).reshape(array.shape)
+
+
+def task_content(task: ClientTask) -> RecordDict:
+    """A task as the content of a message."""
+    facts: dict[str, Any] = {
+        "round": task.round_number,
+        "client": task.client,
+        "rate": float(task.rate),
+        "seed": task.seed,
+    }
+    return RecordDict({"state": to_record(task.state), "task": ConfigRecord(facts)})
+
+
+def task_of(content: Mapping[str, Any]) -> ClientTask:
+    facts, state = content["task"], from_record(content["state"])
+    return ClientTask(facts["round"], facts["client"], state, facts["rate"], facts["seed"])
+
+
+def outcome_content(outcome: Outcome) -> RecordDict:
+    """An outcome as the content of a reply."""
+    if isinstance(outcome, ClientFailure):
+        return RecordDict({"failure": ConfigRecord(dict(vars(outcome)))})
+    facts = {name: getattr(outcome, name) for name in ("client", "num_samples", "steps", "seconds")}
+    return RecordDict(
+        {
+            "state": to_record(outcome.state),
+            "update": ConfigRecord(facts),
+            "metrics": MetricRecord(dict(outcome.metrics)),
+        }
+    )
+
+
+def outcome_of(content: Mapping[str, Any]) -> Outcome:
+    if "failure" in content:
+        return ClientFailure(**content["failure"])
+    return ClientUpdate(state=from_record(content["state"]), metrics=dict(content["metrics"]), **content["update"])

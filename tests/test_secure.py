@@ -1,0 +1,181 @@
+"""Secure aggregation: the mean is the plain one but for rounding, and no reply tells a client's change."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import test_federate_door as door_tests
+import torch
+from test_flower import toy_client
+from toy_federation import Toy, dataset, federation, shares
+
+pytest.importorskip("flwr", reason="the extra `flower` is not installed")
+
+from flwr.app import Message
+from flwr.common import bytes_to_ndarray
+from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key
+
+import federate
+from datamodules.errors import InputError
+from federated.adapter import Adapter
+from federated.client import Client, ClientTask
+from federated.data import PartitionedData
+from federated.engines import flower
+from federated.engines.wire import task_content
+from federated.orchestrator import TooManyFailuresError
+from federated.privacy import ClientLevelPrivacy
+from federated.strategies.fedavg import FedAvg
+from federated.strategies.fedyogi import FedYogi
+from federated.strategies.local import Local
+
+root = door_tests.root
+CLIP = 1.0
+STEP = CLIP / 2**21  # of the rounding: 2^22 of them from -CLIP to CLIP
+
+
+def settings(strategy: str = "fedavg.FedAvg", **other) -> dict:
+    hidden = {"clip": CLIP, "threshold": 0.67} | other
+    return {
+        "federated": {
+            "secure_aggregation": hidden,
+            "strategy": {"_target_": f"federated.strategies.{strategy}"},
+        }
+    }
+
+
+class Failing(Toy):
+    """Client 1 of the toy fails."""
+
+    def training_step(self, batch, batch_idx):
+        if len(self.trainer.train_dataloader.dataset) == len(shares(4)[1]):
+            raise RuntimeError("no more")
+        return super().training_step(batch, batch_idx)
+
+
+def made(module, config: dict, **options):
+    """A federation of the toy whose server sees sums alone."""
+    adapter = Adapter(module)
+    client = Client(module, adapter, PartitionedData(dataset(), shares(4), batch_size=8), device="cpu")
+    return federation(module=module, adapter=adapter, engine=flower.simulated(config, client), **options)
+
+
+@pytest.mark.parametrize(("strategy", "name"), [(FedAvg(), "fedavg.FedAvg"), (FedYogi(eta=0.01), "fedyogi.FedYogi")])
+def test_the_mean_is_the_plain_one_but_for_rounding(strategy, name):
+    """Weighted by samples, and plain: what one round folds, before the rule moves anything."""
+    plain, hidden = (federation(strategy=strategy), made(Toy(), settings(name), strategy=strategy))
+    means = []
+    for orchestrator in (plain, hidden):
+        mean, outcomes, _ = orchestrator._train(orchestrator._begin(), [0, 1, 2, 3], 1.0, None)
+        assert not any("error" in outcome for outcome in outcomes)
+        means.append({key: value.double() for key, value in mean.items()})
+    # Every client's number is rounded by less than a step, times at most 1 / its share of the largest weight.
+    sizes = [len(piece) for piece in shares(4)]
+    most = 4 * STEP * max(sizes) / (sum(sizes) if strategy.weighted else 4 * max(sizes))
+    for key in means[1]:
+        difference = (means[0][key] - means[1][key]).abs().max()
+        assert difference < most + 2e-7, key  # float32 on the way back
+    assert any(not torch.equal(means[0][key], means[1][key]) for key in means[1])
+
+
+def test_several_rounds_end_where_plain_ones_do():
+    plain, hidden = federation(rounds=2).run(), made(Toy(), settings(), rounds=2).run()
+    torch.testing.assert_close(plain.models["global"], hidden.models["global"], rtol=0, atol=1e-4)
+    for one, other in zip(plain.records, hidden.records, strict=True):
+        assert [outcome["num_samples"] for outcome in one["outcomes"]] == [
+            outcome["num_samples"] for outcome in other["outcomes"]
+        ]
+        assert other["lora_gap"] is None
+
+
+class Listening(flower.LocalGrid):
+    """A grid that keeps what the server is told."""
+
+    def __init__(self, inner):
+        self._inner, self.heard = inner, []
+
+    def send_and_receive(self, messages, *, timeout=None):
+        replies = list(self._inner.send_and_receive(messages, timeout=timeout))
+        self.heard += replies
+        return replies
+
+
+def test_no_reply_tells_a_change():
+    """Masked numbers lie anywhere below 2^32, where changes weighed and rounded lie below 2^22."""
+    orchestrator = made(Toy(), settings())
+    grid = orchestrator.engine._grid = Listening(orchestrator.engine._grid)
+    orchestrator.run()
+    told = [reply.content for reply in grid.heard]
+    assert all(not array for content in told for array in content.array_records.values())
+    vectors = [
+        np.concatenate([bytes_to_ndarray(part).ravel() for part in config[Key.MASKED_PARAMETERS]])
+        for content in told
+        if Key.MASKED_PARAMETERS in (config := content.config_records[RECORD_KEY_CONFIGS])
+    ]
+    assert len(vectors) == 4
+    for vector in vectors:
+        assert vector.min() >= 0 and vector.max() < 2**32
+        assert 0.3 < (vector > 2**31).mean() < 0.7
+
+
+def test_who_drops_out_is_a_failed_client_and_the_sum_is_that_of_the_others():
+    plain, hidden = federation(module=Failing()).run(), made(Failing(), settings()).run()
+    errors = [[outcome.get("error") for outcome in run.records[0]["outcomes"]] for run in (plain, hidden)]
+    assert errors == [[None, "RuntimeError", None, None], [None, "DroppedOut", None, None]]
+    assert "client 1: RuntimeError: no more" in hidden.records[0]["outcomes"][1]["message"]
+    torch.testing.assert_close(plain.models["global"], hidden.models["global"], rtol=0, atol=1e-5)
+
+
+def test_without_enough_clients_nobody_reads_the_sum():
+    with pytest.raises(TooManyFailuresError, match="DroppedOut"):
+        made(Failing(), settings(threshold=1.0)).run()
+
+
+def test_a_change_beyond_the_clip_is_told():
+    with pytest.raises(TooManyFailuresError, match="changes of at most 0.0001, found .* raise federated.secure"):
+        made(Toy(), settings(clip=1e-4)).run()
+
+
+def test_server_and_node_must_both_want_it():
+    """A node shows no change to a server that asks plainly, and adds none to a sum that its settings know not of."""
+    client = toy_client()[2]
+
+    def grid(hidden) -> flower.LocalGrid:
+        site = flower.Site(client, 0, "", "", "", hidden)
+        return flower.LocalGrid(flower.Nodes(flower.client_app(lambda *_: site)))
+
+    hidden, task = flower.masking(settings()), ClientTask(0, 0, toy_client()[1].extract(), 1.0, 3)
+    with pytest.raises(InputError, match="found a plain request"):
+        grid(hidden).send_and_receive([Message(task_content(task), 1, "train")])
+    engine = flower.SecureFlower(grid(None), lambda number: number + 1, 2, hidden, lambda number: 1)
+    for number in range(2):
+        engine.submit(replace(task, client=number))
+    with pytest.raises(InputError, match="expected it in the settings of this node, found it in none"):
+        engine.collect()
+
+
+def test_what_secure_aggregation_cannot_do_is_said(root):
+    with pytest.raises(InputError, match="found tensors that clients keep"):
+        made(Toy(), settings("local.Local"), strategy=Local())
+    module = Toy()
+    adapter = Adapter(module, local_buffers=True)
+    engine = made(Toy(), settings()).engine
+    with pytest.raises(InputError, match="found noise on each client's update"):
+        federation(module=module, adapter=adapter, engine=engine, privacy=ClientLevelPrivacy(1.0, 1.0))
+    with pytest.raises(InputError, match="expected two clients a round or more, found one"):
+        made(Toy(), settings(), sample=lambda number, clients: [0]).run()
+    with pytest.raises(InputError, match="found clip 0 and threshold 0.67"):
+        flower.masking(settings(clip=0))
+    config = door_tests.composed(root, "federated/privacy=secure_aggregation")
+    with pytest.raises(InputError, match="set federated/engine=flower"):
+        federate.main.run(config)
+
+
+@pytest.mark.slow
+def test_the_door_hides_changes_by_a_switch(root):
+    plain, hidden = (
+        federate.main.run(door_tests.composed(root, "federated/engine=flower", *more))
+        for more in ([], ["federated/privacy=secure_aggregation"])
+    )
+    assert plain["key"] != hidden["key"] and hidden["failed"] == 0
+    states = [door_tests.weights(run) for run in (plain, hidden)]
+    torch.testing.assert_close(*states, rtol=0, atol=1e-3)
