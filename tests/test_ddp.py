@@ -209,7 +209,8 @@ def federations(root: Path, overrides) -> dict[str, list[str]]:
 def test_clients_on_two_processes_are_those_of_one(kind, settings):
     """federate.py under torchrun: every client on both, to 1e-5; one ledger, one record, one watcher, the same key."""
     overrides, root = settings
-    common = [*federations(root, overrides(f"alone-{kind}"))[kind], "batch_size=4", "federated.drop_last=true"]
+    more = ["batch_size=4", "federated.drop_last=true", "client_runs=false"]
+    common = [*federations(root, overrides(f"alone-{kind}"))[kind], *more]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         one = federate.main.run(compose("federate", common))
     there = [override.replace(f"/alone-{kind}/", f"/team-{kind}/") for override in common]
