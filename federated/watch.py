@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from federated.curves import client_means, values
 
+DAY = 24 * 3600.0  # a round may take hours, and the time left is told from the last rounds
+
 
 class Watch:
     """A context around `Orchestrator.run(watch, watch.client)`.
@@ -27,8 +29,9 @@ class Watch:
 
     def __enter__(self) -> "Watch":
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-            self._bars = Progress(*columns, TimeRemainingColumn(), console=self._console, transient=True)
+            columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
+            options = {"console": self._console, "transient": True, "speed_estimate_period": DAY}
+            self._bars = Progress(*columns, TimeRemainingColumn(), **options)
             self._closing.enter_context(self._bars)
             self._bars.add_task(f"{self._title}: rounds", total=self._rounds)
             self._bars.add_task("clients", total=self._clients)
