@@ -29,6 +29,7 @@ LEFT_OUT = (
     *LOCATIONS,
     *NESTED_LOCATIONS,
     "logger",
+    "clips_every",
     "show_samples",
     "client_runs",
     "fresh",

@@ -20,7 +20,7 @@ from lightning_modules.evaluation.measured import Measured
 from lightning_modules.evaluation.subject import Subject
 
 WHOLE = 1000  # the largest coordinate of a shown clip, which is written in whole numbers
-VISIBLE = 100  # displacements are enlarged to about this
+VISIBLE = 70  # displacements are enlarged to about this
 NEAR_FRAMES = 20  # frames of a shown neighbour
 TSNE_FEWEST = 5  # points; below it the plane is that of the principal components
 REDUCED = 50  # components that t-SNE reads, as its authors advise
