@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install test test-all lint constraints clean report dashboards reproduce-ntu60 reproduce-ntu120 \
+.PHONY: help install test test-all lint bench constraints clean report dashboards reproduce-ntu60 reproduce-ntu120 \
   reproduce-pku reproduce-kinetics reproduce-ucla reproduce-fedmllm
 
 help: ## list the targets
@@ -36,6 +36,9 @@ lint: $(STAMP) ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(STAMP) ## measure ours beside plain implementations, then the table of docs/performance.md [ONLY=row,row small=true]
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(filter true,$(small)),--small)
 
 constraints: $(STAMP) ## write constraints.txt anew from what .venv holds with all extras
 	$(BIN)/pip install -q --disable-pip-version-check $(TORCH) -e '.[flower,sweeps,dashboards,dev]'

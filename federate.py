@@ -20,6 +20,7 @@ from federated.ledger import Ledger
 from federated.making import configured_device, configured_team, make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
 from federated.schedule import AllClients, SampleClients
+from federated.transport import transport
 from federated.watch import Watch, loss_of
 from federated.workloads.base import Workload
 from tracking import identity, loggers, memory, processes, records, showing
@@ -97,6 +98,7 @@ def federation(run: Run, engine: Engine | None = None) -> Orchestrator:
         evaluate_every=settings["evaluate_every"],
         max_failed=settings["max_failed"],
         privacy=build(settings["privacy"]),
+        transport=transport(settings["transport"]),
         ledger=Ledger(run.folder / "ledger.safetensors", run.key, writes=processes.rank() == 0),
     )
 

@@ -15,6 +15,7 @@ from federated.device import ALONE, SameStart, Team, check_options, kept_modes, 
 from federated.seeding import keyed, seed_of, seeded
 from federated.state import State
 from federated.terms import Term, TermGradients
+from federated.transport import Exact, rounded
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class Client:
     options: of Lightning's Trainer (one epoch by default). time_limit: seconds, None for no limit.
     team: the processes that train every client together, each with its rows of every batch; all of them run alike.
     Where the module says `skips_parameters`, some of its batches do not use all that is trained.
+    transport: how states come and go; what came rounded goes rounded.
     Raises InputError for options that would give a client a logger or more than one device.
     """
 
@@ -116,6 +118,7 @@ class Client:
         time_limit: float | None = None,
         options: dict | None = None,
         team: Team = ALONE,
+        transport: Exact = Exact(),  # noqa: B008 - frozen
     ):
         check_options(options or {})
         if team.world > 1 and time_limit is not None:
@@ -123,7 +126,7 @@ class Client:
         self._team = team
         self._module, self._adapter, self._data = module, adapter, data
         self._terms, self._device, self._time_limit = list(terms), device, time_limit
-        self._options = {"max_epochs": 1} | (options or {})
+        self._options, self._transport = {"max_epochs": 1} | (options or {}), transport
 
     def num_samples(self, client: int) -> int:
         return self._data.num_samples(client)
@@ -140,9 +143,11 @@ class Client:
 
     def _attempt(self, task: ClientTask, start: float) -> Outcome:
         try:
-            steps, metrics = self._fit(task, seed_of(task.seed, task.round_number, task.client))
+            begin = self._transport.unpack(task.state, self._adapter.live())
+            steps, metrics = self._fit(task, begin, seed_of(task.seed, task.round_number, task.client))
             state = self._adapter.extract()
             self._adapter.validate(state)
+            state = self._transport.answer(state, begin, rounded(task.state, begin))
         except Exception as error:
             log.warning("round %d: client %d failed", task.round_number, task.client, exc_info=True)
             message = " ".join(str(error).split())[:500]
@@ -153,7 +158,7 @@ class Client:
         samples = self._data.num_samples(task.client)
         return ClientUpdate(task.client, samples, steps, state, metrics, time.monotonic() - start)
 
-    def _fit(self, task: ClientTask, seed: int) -> tuple[int, dict[str, float]]:
+    def _fit(self, task: ClientTask, begin: State, seed: int) -> tuple[int, dict[str, float]]:
         callbacks: list[pl.Callback] = [ScaledRate(task.rate)]
         if self._terms:
             callbacks.append(TermGradients(self._terms, self._adapter))
@@ -166,7 +171,7 @@ class Client:
         with quiet(), kept_modes(self._module), keyed(self._module, seed), seeded(own):
             fit = trainer(self._device, callbacks, self._team, unused, **self._options)
             try:
-                self._adapter.load(task.state)
+                self._adapter.load(begin)
                 loader = self._data.train_dataloader(task.client, seed)
                 if self._team.world > 1:
                     loader = own_share(loader, self._team.rank, self._team.world)

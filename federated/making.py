@@ -12,6 +12,7 @@ from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import Client
 from federated.device import ALONE, Team
+from federated.transport import transport
 from federated.workloads.base import Workload
 from tracking.build import build
 
@@ -46,6 +47,7 @@ def make_resident(config: Mapping[str, Any], workload: Workload, device: str | N
         time_limit=settings["time_limit"],
         options=trainer_options(config) | {"max_epochs": settings["epochs"]},
         team=configured_team(config),
+        transport=transport(settings["transport"]),
     )
     return Resident(module, adapter, client)
 

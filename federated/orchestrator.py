@@ -6,7 +6,7 @@ Zero-shot is 0 rounds, centralised training the pooled partition, local training
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytorch_lightning as pl
 import torch
@@ -24,6 +24,7 @@ from federated.seeding import EVALUATION, seed_of, seeded
 from federated.state import State, distance, num_bytes
 from federated.strategies.base import Strategy
 from federated.strategies.fold import OrderedMean
+from federated.transport import Exact
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class Orchestrator:
     matrix a LoRA pair. privacy: of the clients' updates. What is told in the clear of them, the gap and each client's
     `drift` (L2 distance of the trained parameters from those it was sent), is not logged where they are kept from the
     server, or noise is added to them.
+    transport: that of the engine's clients; bytes are counted as they travel.
     """
 
     module: pl.LightningModule
@@ -74,6 +76,7 @@ class Orchestrator:
     ledger: Ledger | None = None
     track_gap: bool = True
     privacy: ClientLevelPrivacy | None = None
+    transport: Exact = field(default_factory=Exact)
     initial: State = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -83,6 +86,9 @@ class Orchestrator:
         if self.engine.secure and (self.privacy or self._personal()):
             found = "noise on each client's update" if self.privacy else "tensors that clients keep"
             raise InputError(f"secure aggregation: expected clients of whom the server reads the sum, found {found}")
+        if self.engine.secure and self.transport != Exact():
+            found = f"found {type(self.transport).__name__}, whose rounded answers have no sum"
+            raise InputError(f"secure aggregation: expected federated.transport=exact, {found}")
 
     def run(
         self, on_round: Callable[[dict], None] | None = None, on_client: Callable[[dict], None] | None = None
@@ -116,7 +122,9 @@ class Orchestrator:
         start, number = time.monotonic(), progress.next_round
         chosen = self.sample(number, self.clients)
         rate = self.rate(number, self.rounds)
-        mean, outcomes, bytes_up = self._train(progress, chosen, rate, on_client)
+        sent = self.transport.pack(progress.shared, self.adapter.trained)
+        bytes_down = num_bytes(sent)
+        mean, outcomes, bytes_up = self._train(progress, sent, chosen, rate, on_client)
         self._stop_if_too_many_failed(number, outcomes)
         averaged, gap = without_products(mean) if mean is not None else ({}, None)
         if mean is None:
@@ -130,7 +138,7 @@ class Orchestrator:
             "rate": rate,
             "outcomes": outcomes,
             "updated": mean is not None,
-            "bytes_down": num_bytes(progress.shared) * len(chosen),
+            "bytes_down": bytes_down * len(chosen),
             "bytes_up": bytes_up,
             "lora_gap": gap,
             "epsilon": self._epsilon(progress.records, outcomes),
@@ -142,16 +150,24 @@ class Orchestrator:
         return record
 
     def _train(
-        self, progress: Progress, chosen: list[int], rate: float, on_client: Callable[[dict], None] | None
+        self,
+        progress: Progress,
+        sent: State,
+        chosen: list[int],
+        rate: float,
+        on_client: Callable[[dict], None] | None,
     ) -> tuple[State | None, list[dict], int]:
-        """Mean of the survivors (None without one), what became of each client, bytes received."""
+        """Mean of the survivors (None without one), what became of each client, bytes received.
+
+        sent: the shared state as it travels.
+        """
         fold = OrderedMean(chosen, extend=with_products if self.track_gap and not self._private else None)
         waiting, outcomes, bytes_up = sorted(chosen), {}, 0
         personal = self._personal()
         for _ in chosen:
             while waiting and len(chosen) - len(waiting) - fold.settled < self.engine.capacity:
-                self.engine.submit(self._task(progress, waiting.pop(0), rate))
-            outcome = self._checked(self.engine.collect())
+                self.engine.submit(self._task(progress, sent, waiting.pop(0), rate))
+            outcome, received = self._received(self.engine.collect(), progress, personal)
             outcomes[outcome.client] = told = _told(outcome) | self._drift(progress, outcome)
             if on_client:
                 on_client(told)
@@ -161,7 +177,7 @@ class Orchestrator:
             shared = {name: tensor for name, tensor in outcome.state.items() if name not in personal}
             if personal:
                 progress.personal[outcome.client] = {name: outcome.state[name] for name in sorted(personal)}
-            bytes_up += num_bytes(shared)
+            bytes_up += received
             if self.privacy:
                 fold.add(outcome.client, self.privacy.bounded(shared, progress.shared), 1)
             else:
@@ -171,8 +187,8 @@ class Orchestrator:
             mean = self.privacy.released(mean, fold.folded, progress.shared, len(chosen))
         return mean, [outcomes[client] for client in sorted(outcomes)], bytes_up
 
-    def _task(self, progress: Progress, client: int, rate: float) -> ClientTask:
-        state = progress.shared | progress.personal.get(client, progress.fresh)
+    def _task(self, progress: Progress, sent: State, client: int, rate: float) -> ClientTask:
+        state = sent | progress.personal.get(client, progress.fresh)
         return ClientTask(progress.next_round, client, state, rate, self.seed)
 
     def _drift(self, progress: Progress, outcome: Outcome) -> dict[str, float]:
@@ -182,15 +198,20 @@ class Orchestrator:
         sent = progress.shared | progress.personal.get(outcome.client, progress.fresh)
         return {"drift": distance(outcome.state, sent, sorted(self.adapter.trained))}
 
-    def _checked(self, outcome: Outcome) -> Outcome:
-        """An update that does not fit is a failure, whoever sent it."""
+    def _received(self, outcome: Outcome, progress: Progress, personal: frozenset[str]) -> tuple[Outcome, int]:
+        """The outcome with the client's state, and the bytes of it that travelled.
+
+        An update that does not fit is a failure, whoever sent it.
+        """
         if isinstance(outcome, ClientFailure):
-            return outcome
+            return outcome, 0
+        received = num_bytes({name: tensor for name, tensor in outcome.state.items() if name not in personal})
         try:
-            self.adapter.validate(outcome.state)
+            state = self.transport.result(outcome.state, progress.shared)
+            self.adapter.validate(state)
         except InputError as error:
-            return ClientFailure(outcome.client, type(error).__name__, str(error), outcome.seconds)
-        return outcome
+            return ClientFailure(outcome.client, type(error).__name__, str(error), outcome.seconds), 0
+        return replace(outcome, state=state), received
 
     def _advance(self, progress: Progress, mean: State) -> None:
         """The strategy moves the parameters; buffers take the mean."""

@@ -10,6 +10,7 @@ from datamodules.transforms.views import ExtremeView, ResizedView
 from lightning_modules.attention.eadm import energy_drop
 from lightning_modules.encoders.st_gcn import STGCN
 from lightning_modules.losses.d3m import d3m
+from lightning_modules.losses.info_nce import similarities
 from lightning_modules.losses.mined_info_nce import mined_info_nce, nearest
 from lightning_modules.schedules import Schedule
 from lightning_modules.skeleton_clr import SkeletonCLR
@@ -70,7 +71,7 @@ class AimCLR(SkeletonCLR):
     def terms(self, queries: Queries, keys: Tensor) -> dict[str, Tensor]:
         """{"contrast", "d3m_extreme", "d3m_dropped"}; keys: (N, dim)."""
         positives = [(query * keys).sum(1) for query in queries]
-        negatives = [query @ self.queue.keys for query in queries]
+        negatives = [similarities(query, self.queue.keys) for query in queries]
         mined = nearest(negatives) & (self.place.epoch >= self.mine_from)
         normal, extreme, dropped = (
             torch.cat([positive[:, None], others], dim=1) for positive, others in zip(positives, negatives, strict=True)

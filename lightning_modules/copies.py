@@ -32,7 +32,8 @@ class CountedBatchNorm2d(nn.BatchNorm2d):
         within, mean_of_row = torch.var_mean(wide, dim=(2, 3), correction=0)
         mean = (share * mean_of_row).sum(0)
         variance = (share * (within + (mean_of_row - mean).square())).sum(0)
-        self._follow(mean.detach(), variance.detach(), count * x[0, 0].numel())
+        if self.track_running_stats:
+            self._follow(mean.detach(), variance.detach(), count * x[0, 0].numel())
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return (wide * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
 
@@ -85,16 +86,24 @@ def counted(network: nn.Module, copies: Tensor) -> Iterator[None]:
             norm.copies = None
 
 
-def alike(*inputs: Tensor) -> Rows | None:
-    """The all-zero rows of inputs (B, ...), zero in every one of them, as one; None where fewer than two are zero."""
+def alike(*inputs: Tensor, slots: int = 1) -> Rows | None:
+    """The all-zero rows of inputs (B, ...), zero in every one of them, as one row for each of the `slots`.
+
+    Row r is in slot r % slots: where bodies of a clip differ by their place (a batch norm over them all), an absent
+    first is no absent second. None where nothing would be saved, and for inputs that ask for a gradient: there every
+    row gets its own.
+    """
     empty = torch.stack([~x.flatten(1).any(1) for x in inputs]).all(0)
-    zeros = int(empty.sum())
-    if zeros < 2:
+    slot = torch.arange(len(empty), device=empty.device) % slots
+    zeros = torch.bincount(slot[empty], minlength=slots)
+    kinds = (zeros > 0).nonzero()[:, 0]
+    if int(zeros.sum()) <= len(kinds) or any(x.requires_grad for x in inputs):
         return None
     present = (~empty).nonzero()[:, 0]
-    first = empty.nonzero()[:1, 0]
-    place = torch.where(empty, len(present), (~empty).cumsum(0) - 1)
-    copies = torch.cat([inputs[0].new_ones(len(present)), inputs[0].new_full((1,), zeros)])
+    first = (empty & (slot == kinds[:, None])).int().argmax(1)
+    kind_of = len(present) + (zeros > 0).cumsum(0) - 1
+    place = torch.where(empty, kind_of[slot], (~empty).cumsum(0) - 1)
+    copies = torch.cat([inputs[0].new_ones(len(present)), zeros[kinds].to(inputs[0].dtype)])
     return Rows(torch.cat([present, first]), copies, place)
 
 

@@ -1,6 +1,9 @@
 """What stands on a backbone: the projection head of the contrastive losses and the pooling of features."""
 
 from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_modules.precision import in_float32
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:
@@ -14,6 +17,12 @@ def linear(in_features: int, out_features: int) -> nn.Linear:
 def projection_head(width: int) -> nn.Sequential:
     """Linear, ReLU, Linear, widths unchanged (methods §4.1, §5.1)."""
     return nn.Sequential(linear(width, width), nn.ReLU(), linear(width, width))
+
+
+@in_float32
+def unit(vectors: Tensor) -> Tensor:
+    """(N, C) vectors divided by their lengths."""
+    return functional.normalize(vectors, dim=1)
 
 
 def pool(features: Tensor, bodies: int) -> Tensor:

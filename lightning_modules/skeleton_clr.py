@@ -7,7 +7,7 @@ from datamodules.transforms.views import ResizedView
 from lightning_modules.contrast.queue import Queue
 from lightning_modules.encoders.st_gcn import STGCN, ProjectedSTGCN
 from lightning_modules.heads import pool
-from lightning_modules.losses.info_nce import info_nce
+from lightning_modules.losses.info_nce import info_nce, similarities
 from lightning_modules.momentum_contrast import MomentumContrast
 from lightning_modules.schedules import Schedule
 
@@ -37,7 +37,7 @@ class SkeletonCLR(MomentumContrast):
         clips, others = self.views(batch)
         keys = self.encoders.keys(others)
         query = self.encoders.query(clips)
-        contrast = info_nce((query * keys).sum(1), query @ self.queue.keys, self.temperature)
+        contrast = info_nce((query * keys).sum(1), similarities(query, self.queue.keys), self.temperature)
         return {"contrast": contrast, "key": keys}
 
     def after_step(self, outputs: dict[str, Tensor]) -> None:

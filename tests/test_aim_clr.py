@@ -138,7 +138,7 @@ MUTANTS = [
     Mutant("nothing dropped", AimCLR, "queries", "energy_drop(features, self.threshold)", "features"),
     Mutant("the normal view dropped", AimCLR, "queries", "energy_drop(features", "energy_drop(network.encoder(clips)"),
     Mutant("the numbers of the query view", AimCLR, "objective", "batch, EXTREME_VIEW)", "batch, 0)"),
-    Mutant("no unit length", ProjectedSTGCN, "project", "F.normalize(self.head(pool(features, bodies)), dim=1)",
+    Mutant("no unit length", ProjectedSTGCN, "project", "unit(self.head(pool(features, bodies)))",
            "self.head(pool(features, bodies))"),
 ]  # fmt: skip
 

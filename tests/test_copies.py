@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from datamodules.batch import SkeletonBatch
 from datamodules.randomness import generator
+from lightning_modules.contrast.attack import frozen_statistics
 from lightning_modules.copies import CountedBatchNorm2d, alike, countable, counted, once
 from lightning_modules.encoders.dsta import DSTANet
+from lightning_modules.encoders.hierarchical import HierarchicalEncoder, ProjectedEncoder
 from lightning_modules.layers import conv_bn
 from lightning_modules.psp import PSP
 from lightning_modules.schedules import Constant
@@ -42,6 +44,22 @@ def test_a_row_is_empty_only_if_it_is_in_every_input_and_a_single_one_is_left():
     assert alike(first, second).kept.tolist() == [0, 1, 2, 5, 3]
     second[3, 0, 0, 0] = 1
     assert alike(first, second) is None, "one empty row saves nothing"
+
+
+def test_bodies_of_different_places_are_different_kinds():
+    rows = random(8, 2, 3)
+    rows[[0, 1, 3, 6, 7]] = 0  # of two slots: 0 and 6 in the first, 1, 3 and 7 in the second
+    found = alike(rows, slots=2)
+    assert found.kept.tolist() == [2, 4, 5, 0, 1] and found.copies.tolist() == [1, 1, 1, 2, 3]
+    assert found.place.tolist() == [3, 4, 0, 4, 1, 2, 3, 4]
+    rows[[0, 3, 6]] = 1
+    assert alike(rows, slots=2).copies.tolist() == [1] * 6 + [2]
+    rows[1] = 1
+    assert alike(rows, slots=2) is None
+
+
+def test_rows_that_ask_for_a_gradient_get_one_each():
+    assert alike(some_empty().requires_grad_()) is None
 
 
 def test_counted_batch_norm_equals_batch_norm_over_all_copies():
@@ -125,6 +143,57 @@ def test_a_training_step_is_that_of_all_bodies(name):
     every = 2 * 2 * sum(len(part.labels) for part in (made().values() if name == "psp" else [made()]))
     absent = 2 * (5 if name == "psp" else 3)
     assert seen == [every - absent + 1]
+
+
+def hierarchical(absent_once: bool, clips: Tensor) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    encoder = ProjectedEncoder(HierarchicalEncoder("ntu25", 20, 2, width=8, token_width=8, heads=2, dropout=0.0), 4)
+    for branch in (encoder.encoder.gcn_t, encoder.encoder.gcn_s):
+        branch.absent_once = absent_once
+    for parameter in encoder.parameters():  # alpha and the last batch norms start near 0
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    encoder = encoder.double().train()
+    return encoder, torch.cat(encoder(clips)[1:], dim=1)
+
+
+def test_the_graph_networks_compute_absent_bodies_once_for_each_place():
+    joints = clips(6, [0, 2, 3], key=5)
+    joints[[1, 4], ..., 0] = 0
+    weights = random(6, 12, key=4)
+    encoders, outputs = zip(*(hierarchical(once, joints) for once in (True, False)), strict=True)
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
+    for output in outputs:
+        (output * weights).sum().backward()
+    gradients = [{name: p.grad for name, p in encoder.named_parameters()} for encoder in encoders]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(*(dict(encoder.named_buffers()) for encoder in encoders), rtol=1e-10, atol=1e-10)
+    seen: list[int] = []
+    encoders[0].encoder.gcn_t.l1.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    encoders[0](joints)
+    encoders[0](joints.requires_grad_())
+    assert seen == [12 - 5 + 2, 12]
+
+
+def test_the_gradient_of_a_clip_is_that_of_all_bodies():
+    """An attack moves absent bodies too, each clip's its own way."""
+    found = []
+    for absent_once in (True, False):
+        joints = clips(6, [0, 2, 3], key=5).requires_grad_()
+        _, output = hierarchical(absent_once, joints)
+        found.append(torch.autograd.grad((output * random(6, 12, key=4)).sum(), joints)[0])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+    assert found[0][[0, 2, 3], ..., 1].abs().amax((1, 2, 3)).min() > 0
+
+
+def test_statistics_that_are_frozen_stay_under_counting_too():
+    norm = CountedBatchNorm2d(3).double()
+    before = {name: tensor.clone() for name, tensor in norm.named_buffers()}
+    with frozen_statistics(norm), counted(norm, torch.ones(6, dtype=torch.float64)):
+        norm(random(6, 3, 4, 5))
+    assert all(torch.equal(before[name], tensor) for name, tensor in norm.named_buffers())
+    with counted(norm, torch.ones(6, dtype=torch.float64)):
+        norm(random(6, 3, 4, 5))
+    assert not torch.equal(before["running_mean"], norm.running_mean)
 
 
 def test_the_multiplicity_matters():

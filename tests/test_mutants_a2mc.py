@@ -86,7 +86,8 @@ MIXING = [
     Mutant("norm of the query taken as 1", LinearMixer, "_term", "pair.query.square().sum(1)",
            "pair.query.square().sum(1).detach()"),
     Mutant("pairs within a level", cross_level, "cross_level", "getattr(keys, target)", "getattr(keys, source)"),
-    Mutant("memory of the query's level", cross_level, "cross_level", "memory[target]", "memory[source]"),
+    Mutant("memory of the query's level", cross_level, "cross_level", "memory[target]",
+           "memory[next(source for source, met in PAIRS if met == target)]"),
     Mutant("contrast without temperature", mixer, "contrast_terms", "pair.negatives, temperature",
            "pair.negatives, 1.0"),
 ]  # fmt: skip
@@ -98,7 +99,8 @@ BANK = [
            "norm = self.weight.norm(dim=0).clone()\n    for slope in slopes:\n        gradient = slope / norm"),
     Mutant("fresh directions for the second update", AdversarialBank, "climb",
            "for slope in slopes if self.aliased else [torch.stack(slopes).sum(0)]:",
-           "for query, key in contrasts:\n        slope = self._slope(query, key)"),
+           "for query, key in contrasts:\n"
+           "        slope = self._slope(query, key, query @ self.directions, self.directions)"),
     Mutant("one update of the sum", AdversarialBank, "climb", "slopes if self.aliased else", "[] if False else"),
     Mutant("norm left out", AdversarialBank, "climb", "slope / self.weight.norm(dim=0)", "slope"),
     Mutant("decay left out", AdversarialBank, "climb", "gradient + self.weight_decay * self.weight", "gradient"),

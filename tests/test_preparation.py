@@ -1,7 +1,6 @@
 """Preparation from end to end with a reader of a few lines: complete or not there, whatever happens on the way."""
 
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -13,8 +12,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from benchmarks import preparation as benchmark
-from benchmarks.plain.ntu_reader import read_plainly
 from datamodules import preparation
 from datamodules.errors import InputError
 from datamodules.normalise import RECIPES
@@ -477,17 +474,3 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 4e6 < (tmp_path / "out" / "raw" / "joints.npy").stat().st_size / 2
-
-
-def test_the_benchmark_compares_equal_work(tmp_path, capsys):
-    benchmark.write_files(tmp_path, 5)
-    for path in benchmark.READER.files(tmp_path):
-        sample, (joints, body_ids) = benchmark.READER.read(path), read_plainly(path)
-        assert np.array_equal(sample.joints, joints) and np.array_equal(sample.body_ids, body_ids)
-        for recipe, plain in benchmark.PLAIN.items():
-            assert np.allclose(RECIPES[recipe](joints, body_ids, NTU25), plain(joints, body_ids), atol=1e-5)
-    out = tmp_path / "docs" / "result.json"
-    result = benchmark.main(["--raw", str(tmp_path), "--files", "1", "--rounds", "1", "--out", str(out)])
-    assert json.loads(out.read_text()) == result and str(tmp_path) not in out.read_text()
-    assert [row["stage"] for row in result["rows"]] == ["parse", "parse + agcn", "parse + dsta"]
-    assert "| parse + dsta |" in capsys.readouterr().out

@@ -41,6 +41,8 @@ LEFT_OUT = (
     "federated.engine",
 )
 LEFT_OUT_ANYWHERE = ("num_workers",)
+# Settings that came after the first results, with the value under which those were computed: there they stay out.
+LEFT_OUT_AT = {"federated.transport": "exact"}
 
 PACKAGES = (
     "skelfed",
@@ -64,7 +66,7 @@ def run_key(
 ) -> str:
     """SHA-256 (64 hex digits) of what determines a result (design contract 2).
 
-    config: the configuration, interpolations allowed; `LEFT_OUT` and `LEFT_OUT_ANYWHERE` do not enter.
+    config: the configuration, interpolations allowed; what `stripped` leaves out does not enter.
     data: fingerprint of the data (digest of the store's manifest, of the protocol's and the label lists).
     base_model: fingerprint of the weights the run starts from, empty if it starts from none.
     """
@@ -74,7 +76,7 @@ def run_key(
 
 
 def essence(config: Mapping | DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain containers, without what `LEFT_OUT` and `LEFT_OUT_ANYWHERE` name."""
+    """The resolved configuration as plain containers, without what `stripped` leaves out."""
     plain: Any = OmegaConf.to_container(config) if isinstance(config, DictConfig) else dict(config)
     for name in LOCATIONS:
         if name in plain:
@@ -84,8 +86,9 @@ def essence(config: Mapping | DictConfig) -> dict[str, Any]:
 
 
 def stripped(resolved: dict[str, Any]) -> dict[str, Any]:
-    """A resolved configuration without what `LEFT_OUT` and `LEFT_OUT_ANYWHERE` name."""
-    return _popped(without(resolved, LEFT_OUT_ANYWHERE), LEFT_OUT)
+    """A resolved configuration without what `LEFT_OUT`, `LEFT_OUT_ANYWHERE` and `LEFT_OUT_AT` name."""
+    kept = _popped(without(resolved, LEFT_OUT_ANYWHERE), LEFT_OUT)
+    return _popped(kept, tuple(name for name, default in LEFT_OUT_AT.items() if _at(kept, name) == default))
 
 
 def unlocated(resolved: dict[str, Any]) -> dict[str, Any]:
@@ -103,6 +106,13 @@ def _popped(kept: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
         if isinstance(node, dict):
             node.pop(last, None)
     return kept
+
+
+def _at(node: Any, dotted: str) -> Any:
+    """The entry at a dotted name, None if there is none."""
+    for part in dotted.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 def _masked(node: Any, name: str) -> Any:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import wandb
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -110,6 +109,8 @@ def _start(mode: str, settings: dict[str, Any]) -> Any:
 
 def _why_not_online() -> str:
     """Empty if there is a key and the server answers; W&B itself would try a dead server for minutes."""
+    import wandb  # here and below, not above: a run without W&B starts a second sooner
+
     server = wandb.setup(wandb.Settings(silent=True)).settings.base_url  # silent, or login asks the server who we are
     if not wandb.login(prompt=False, verify=False):
         return "no API key, see `wandb login`"
@@ -123,6 +124,8 @@ def _why_not_online() -> str:
 
 
 def _init(settings: dict[str, Any]) -> Any:
+    import wandb
+
     quiet = wandb.Settings(
         silent=True,
         console="off",

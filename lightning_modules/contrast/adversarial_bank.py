@@ -47,20 +47,23 @@ class AdversarialBank(nn.Module):
 
         All gradients are taken at the bank as it stands before the step.
         """
-        slopes = [self._slope(query, key) for query, key in contrasts]
+        directions = self.directions
+        products = (torch.cat([query for query, _ in contrasts]) @ directions).split([len(q) for q, _ in contrasts])
+        slopes = [
+            self._slope(query, key, product, directions)
+            for (query, key), product in zip(contrasts, products, strict=True)
+        ]
         for slope in slopes if self.aliased else [torch.stack(slopes).sum(0)]:
             gradient = slope / self.weight.norm(dim=0)
             self.velocity.mul_(self.momentum).add_(gradient + self.weight_decay * self.weight)
             self.weight.sub_(self.learning_rate * self.velocity)
 
-    def _slope(self, query: Tensor, key: Tensor) -> Tensor:
+    def _slope(self, query: Tensor, key: Tensor, similarity: Tensor, directions: Tensor) -> Tensor:
         """(d, K) descent slope of minus the contrastive loss along W, still to be divided by the norm of each column.
 
         p = softmax of [positive, negatives] / temperature without its first column:
         -(mean_n p q - mean_n (p sim) d) / temperature.
         """
-        directions = self.directions
-        similarity = query @ directions
         positive = (query * key).sum(1, keepdim=True)
         p = (torch.cat([positive, similarity], dim=1) / self.temperature).softmax(1)[:, 1:]
         pull = query.T @ p - (p * similarity).sum(0) * directions

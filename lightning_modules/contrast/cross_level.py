@@ -2,21 +2,26 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_modules.encoders.hierarchical import Projected
-from lightning_modules.losses.info_nce import info_nce
+from lightning_modules.losses.info_nce import info_nce, similarities
 
 # (level of the query, level of its key and memory)
 PAIRS = (("temporal", "instance"), ("spatial", "instance"), ("instance", "temporal"), ("instance", "spatial"))
 
 
 class Pair(NamedTuple):
-    """One term: unit queries (N, d), their unit keys (N, d) and the memory of negatives, (d, K) unit columns."""
+    """One term: unit queries (N, d), their unit keys (N, d) and the memory of negatives, (d, K) unit columns.
+
+    product: (N, K) similarities with the memory where they are known; a query's mixtures are made of them too.
+    """
 
     query: Tensor
     key: Tensor
     memory: Tensor
+    product: Tensor | None = None
 
     @property
     def positive(self) -> Tensor:
@@ -26,15 +31,22 @@ class Pair(NamedTuple):
     @property
     def negatives(self) -> Tensor:
         """(N, K) q . d"""
-        return self.query @ self.memory
+        return similarities(self.query, self.memory) if self.product is None else self.product
 
 
 def cross_level(queries: Projected, keys: Projected, memory: dict[str, Tensor]) -> dict[str, Pair]:
-    """The four pairs by name, "<query level>_<key level>"; memory: level -> (d, K)."""
-    return {
-        f"{source}_{target}": Pair(getattr(queries, source), getattr(keys, target), memory[target])
-        for source, target in PAIRS
-    }
+    """The four pairs by name, "<query level>_<key level>"; memory: level -> (d, K).
+
+    A memory is read once: all queries that meet it are in one product.
+    """
+    pairs = {}
+    for target in dict.fromkeys(target for _, target in PAIRS):
+        sources, columns = [source for source, met in PAIRS if met == target], memory[target]
+        own = [getattr(queries, source) for source in sources]
+        products = similarities(torch.cat(own), columns).split(len(queries.instance))
+        for source, query, product in zip(sources, own, products, strict=True):
+            pairs[f"{source}_{target}"] = Pair(query, getattr(keys, target), columns, product)
+    return pairs
 
 
 def contrast_terms(pairs: dict[str, Pair], temperature: float) -> dict[str, Tensor]:

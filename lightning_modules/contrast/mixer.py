@@ -25,11 +25,11 @@ def own_slots(n: int, slots: int, rank: int = 0, world: int = 1) -> tuple[Tensor
 def own_similarities(pair: Pair, rank: int, world: int) -> tuple[Tensor, Tensor]:
     """(n, S) similarity of each query with the slots it owns, and (n, S) which of them exist.
 
-    Takes a copy of at most about K slots, whatever the batch: nothing is repeated for every query.
+    They stand among the similarities with the whole memory: nothing is multiplied again.
     """
     slots = pair.memory.shape[1]
     owned, exists = (index.to(pair.memory.device) for index in own_slots(len(pair.query), slots, rank, world))
-    return torch.einsum("nd,dns->ns", pair.query, pair.memory[:, owned.clamp(max=slots - 1)]), exists
+    return pair.negatives.gather(1, owned.clamp(max=slots - 1)), exists
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from torch import Tensor, nn
 
 from lightning_modules.contrast.momentum import as_buffers
 from lightning_modules.encoders.hierarchical import Projected
+from lightning_modules.precision import in_float32
 
 
+@in_float32
 def balanced_codes(similarity: Tensor, sharpness: float = 0.05, iterations: int = 3) -> Tensor:
     """Soft assignment of clips to labels that uses every label equally often (SwAV, Sinkhorn-Knopp).
 
@@ -48,10 +50,12 @@ class PrototypeHead(nn.Module):
         self.temperature = temperature
         self.prototypes = nn.Parameter(F.normalize(torch.randn(labels, dim), dim=1))
 
+    @in_float32
     def forward(self, clips: Projected) -> Tensor:
         """(N, labels) logits, cosine / temperature."""
         return F.linear(clips.instance, F.normalize(self.prototypes, dim=1)) / self.temperature
 
+    @in_float32
     def loss_terms(self, query: Projected, scores: Tensor, first: int) -> dict[str, Tensor]:
         """Cross-entropy of the query's logits with the key's codes.
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES, SkeletonTopology
+from lightning_modules.copies import CountedBatchNorm2d, alike, once
 
 SMALLEST_RELATION_WIDTH = 8  # published for raw coordinates, whose three axes an eighth would leave empty
 
@@ -45,8 +46,8 @@ class GraphUnit(nn.Module):
         self.convs = nn.ModuleList(Refinement(in_channels, out_channels) for _ in graph)
         self.down: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.down = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), nn.BatchNorm2d(out_channels))
-        self.bn = nn.BatchNorm2d(out_channels)
+            self.down = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), CountedBatchNorm2d(out_channels))
+        self.bn = CountedBatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = x.mean(2, keepdim=True)  # the mean over frames and a 1x1 convolution commute
@@ -61,7 +62,7 @@ class TemporalConv(nn.Module):
         super().__init__()
         padding = dilation * (kernel - 1) // 2
         self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), padding=(padding, 0), dilation=(dilation, 1))
-        self.bn = nn.BatchNorm2d(out_channels)
+        self.bn = CountedBatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.bn(self.conv(x))
@@ -75,13 +76,13 @@ class TemporalUnit(nn.Module):
         width = channels // 4
 
         def reduced(*rest: nn.Module) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(channels, width, 1), nn.BatchNorm2d(width), *rest)
+            return nn.Sequential(nn.Conv2d(channels, width, 1), CountedBatchNorm2d(width), *rest)
 
         self.branches = nn.ModuleList(
             [
                 reduced(nn.ReLU(), TemporalConv(width, width, 5)),
                 reduced(nn.ReLU(), TemporalConv(width, width, 5, dilation=2)),
-                reduced(nn.ReLU(), nn.MaxPool2d((3, 1), stride=1, padding=(1, 0)), nn.BatchNorm2d(width)),
+                reduced(nn.ReLU(), nn.MaxPool2d((3, 1), stride=1, padding=(1, 0)), CountedBatchNorm2d(width)),
                 reduced(),
             ]
         )
@@ -110,18 +111,22 @@ class CTRGCNLayer(nn.Module):
 class CTRGCN(nn.Module):
     """Layers of widths in_channels - width - 4 width - width (A2MC, released code: 3-64-256-64).
 
+    absent_once: all-zero bodies are computed once for the whole batch, which changes no more than rounding.
+
     Parameters carry the names of the released code, so that its checkpoints need no table. Raises InputError for a
     width whose quarters or eighths vanish.
     """
 
-    def __init__(self, topology: str, width: int = 64, num_bodies: int = 2, in_channels: int = 3):
+    def __init__(
+        self, topology: str, width: int = 64, num_bodies: int = 2, in_channels: int = 3, absent_once: bool = True
+    ):
         super().__init__()
         if width < 8 or width % 4:
             raise InputError(
                 f"expected a CTR-GCN width that is at least 8 and divides by 4, found {width}: choose another"
             )
         skeleton = TOPOLOGIES[topology]
-        graph = normalised_graph(skeleton)
+        graph, self.absent_once = normalised_graph(skeleton), absent_once
         self.data_bn = nn.BatchNorm1d(num_bodies * skeleton.num_joints * in_channels)
         self.l1 = CTRGCNLayer(in_channels, width, graph, residual=False)
         self.l2 = CTRGCNLayer(width, 4 * width, graph, residual=True)
@@ -142,6 +147,8 @@ class CTRGCN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, T, V, M) -> (N * M, width, T, V), bodies of a clip side by side."""
         n, c, t, v, m = x.shape
+        rows = alike(x.permute(0, 4, 1, 2, 3).flatten(0, 1), slots=m) if self.absent_once else None
         x = self.data_bn(x.permute(0, 4, 3, 1, 2).reshape(n, m * v * c, t))
         x = x.reshape(n * m, v, c, t).permute(0, 2, 3, 1)
-        return self.l3(self.l2(self.l1(x)))
+        layers = nn.Sequential(self.l1, self.l2, self.l3)
+        return once(layers, layers, rows, x)

@@ -3,12 +3,12 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from datamodules.topology import TOPOLOGIES
 from lightning_modules.encoders.ctr_gcn import CTRGCN
+from lightning_modules.heads import unit
 
 LEVELS = ("temporal", "spatial", "instance")
 
@@ -99,5 +99,5 @@ class ProjectedEncoder(nn.Module):
     def forward(self, x: Tensor) -> Projected:
         """x (N, C, T, V, M) -> features and unit projections."""
         v_t, v_s = self.encoder(x)
-        levels = (F.normalize(z, dim=1) for z in self.projections(v_t, v_s))
+        levels = (unit(z) for z in self.projections(v_t, v_s))
         return Projected(torch.cat([v_t, v_s], dim=1), *levels)

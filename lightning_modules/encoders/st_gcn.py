@@ -1,12 +1,11 @@
 """ST-GCN, the graph network of SkeletonCLR and AimCLR (Yan et al., AAAI 2018), and its projection (MoCo v2)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES, SkeletonTopology
-from lightning_modules.heads import pool
+from lightning_modules.heads import pool, unit
 
 
 def partitioned_graph(topology: SkeletonTopology) -> Tensor:
@@ -121,7 +120,7 @@ class ProjectedSTGCN(nn.Module):
 
     def project(self, features: Tensor, bodies: int) -> Tensor:
         """Features (N * M, D, T', V) of the encoder -> (N, dim) unit vectors."""
-        return F.normalize(self.head(pool(features, bodies)), dim=1)
+        return unit(self.head(pool(features, bodies)))
 
     def forward(self, clips: Tensor) -> Tensor:
         """(N, dim) unit vectors of clips (N, C, T, V, M)."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from datamodules.errors import InputError
+from lightning_modules.evaluation.embedding import Embedding
 from lightning_modules.evaluation.measured import Measured
 from lightning_modules.evaluation.subject import Subject
 
@@ -62,17 +63,18 @@ class KNN:
     def measure(self, subject: Subject) -> Measured:
         """`k1`, `k5`, ..., scores of 1-NN. Raises InputError for a k above the number of training clips."""
         train, test = subject.embedding("train"), subject.embedding("test")
-        most = max(self.ks)
-        if most > len(train.labels):
+        if max(self.ks) > len(train.labels):
             raise InputError(
-                f"k={most} neighbours asked of {len(train.labels)} training clips: lower protocol.measure.ks"
+                f"k={max(self.ks)} neighbours asked of {len(train.labels)} training clips: lower protocol.measure.ks"
             )
-        found, scores = [], []
-        for part in similarities(train.vectors, test.vectors, self.metric):
-            found.append(train.labels[torch.topk(part, most, dim=1).indices])
-            scores.append(nearest_of_class(part, train.labels, subject.num_classes))
-        nearest = torch.cat(found)
+        nearest, scores = self.search(train, test.vectors, subject.num_classes)
         right = {k: (vote(nearest[:, :k], subject.num_classes) == test.labels).float().mean() for k in self.ks}
-        return Measured(
-            {f"k{k}": 100 * share.item() for k, share in right.items()}, {}, replace(test, vectors=torch.cat(scores))
-        )
+        return Measured({f"k{k}": 100 * share.item() for k, share in right.items()}, {}, replace(test, vectors=scores))
+
+    def search(self, train: Embedding, queries: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+        """(N, largest k) labels of the nearest training clips, nearest first, and (N, classes) scores of 1-NN."""
+        found, scores = [], []
+        for part in similarities(train.vectors, queries, self.metric):
+            found.append(train.labels[torch.topk(part, max(self.ks), dim=1).indices])
+            scores.append(nearest_of_class(part, train.labels, num_classes))
+        return torch.cat(found), torch.cat(scores)

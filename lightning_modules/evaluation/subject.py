@@ -11,6 +11,7 @@ from datamodules.batch import SkeletonBatch
 from datamodules.skeleton import SkeletonDataModule
 from lightning_modules.base import SkeletonModule
 from lightning_modules.evaluation.embedding import Embedding, cached, coordinates, embed
+from lightning_modules.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -54,4 +55,5 @@ class Subject:
         function: Callable[[SkeletonBatch], Tensor] = coordinates
         if self.make_backbone is not None:
             function = self.make_backbone().eval().to(self.device).embed
-        return embed(function, self.data.ordered(side), self.device, f"embedding {side}: {self.name}")
+        with autocast(self.trainer, self.device):
+            return embed(function, self.data.ordered(side), self.device, f"embedding {side}: {self.name}")

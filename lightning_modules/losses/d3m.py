@@ -2,7 +2,10 @@
 
 from torch import Tensor
 
+from lightning_modules.precision import in_float32
 
+
+@in_float32
 def d3m(normal: Tensor, extreme: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of the extreme query's distribution over key and memory with the normal query's, mean over queries.
 

@@ -4,7 +4,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_modules.precision import in_float32
 
+
+@in_float32
+def similarities(query: Tensor, memory: Tensor) -> Tensor:
+    """(N, K) similarity of each query (N, d) with each column of a memory (d, K)."""
+    return query @ memory
+
+
+@in_float32
 def info_nce(positive: Tensor, negatives: Tensor, temperature: float) -> Tensor:
     """Cross-entropy of the positive among itself and the negatives (MoCo, eq. 1), mean over queries.
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_modules.precision import in_float32
+
 
 def nearest(negatives: Sequence[Tensor]) -> Tensor:
     """(N, K) bool: the entry most similar to a clip in any of its views; negatives: (N, K) similarities of each view.
@@ -17,6 +19,7 @@ def nearest(negatives: Sequence[Tensor]) -> Tensor:
     return mined
 
 
+@in_float32
 def mined_info_nce(positive: Tensor, negatives: Tensor, mined: Tensor, temperature: float) -> Tensor:
     """Mean of -log softmax over the positives, the key and the mined entries, then over queries.
 

@@ -2,7 +2,10 @@
 
 from torch import Tensor
 
+from lightning_modules.precision import in_float32
 
+
+@in_float32
 def mixed(similarity: Tensor, norm: Tensor, share: float) -> Tensor:
     """Similarity q . (share q + (1 - share) d) of each query with its own mixtures.
 
@@ -11,6 +14,7 @@ def mixed(similarity: Tensor, norm: Tensor, share: float) -> Tensor:
     return share * norm[:, None] + (1 - share) * similarity
 
 
+@in_float32
 def linear_mixing(
     similarity: Tensor, norm: Tensor, temperature: float, positive_ratio: float = 0.2, negative_ratio: float = 0.1
 ) -> Tensor:

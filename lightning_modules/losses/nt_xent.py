@@ -4,7 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_modules.precision import in_float32
 
+
+@in_float32
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """NT-Xent (SimCLR, eq. 1) over tokens: cosine similarities / temperature, mean over anchors and samples.
 

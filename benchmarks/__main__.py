@@ -1,0 +1,95 @@
+"""Measure every row, or some: `python -m benchmarks [--only NAME,NAME] [--small] [--threads N] [--out FILE]`.
+
+Writes docs/results/performance.json, row by row, and the table of docs/performance.md; with `--out FILE` FILE alone.
+`--small` runs tiny sizes, to see that everything runs: what it measures is written nowhere without `--out`.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import profiled, table
+from benchmarks.harness import apart, measured, threads_here
+from benchmarks.workloads import ALL
+from tracking import identity
+
+PROFILED = ("step_sds_cl", "step_a2mc_released")
+
+
+def processor() -> str:
+    """The model name, which platform.processor() does not tell on Linux."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def made(threads: int) -> dict[str, Any]:
+    """How the rows came about; load: processes that wanted a core in the minute before the first began."""
+    return {
+        "command": identity.command(),
+        "commit": identity.commit(),
+        "date": date.today().isoformat(),
+        "processor": processor(),
+        "cores": threads_here(0),
+        "threads": threads_here(threads),
+        "load": os.getloadavg()[0],
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def chosen(only: str | None) -> list[str]:
+    """Names of rows; SystemExit for one that is not there."""
+    if not only:
+        return list(ALL)
+    names = only.split(",")
+    for name in names:
+        if name not in ALL:
+            sys.exit(f"error: expected rows of {', '.join(ALL)}, found {name!r}")
+    return names
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", help="rows, separated by commas")
+    parser.add_argument("--small", action="store_true", help="tiny sizes, nothing to measure by")
+    parser.add_argument("--threads", type=int, default=0, help="of torch; 0: all cores")
+    parser.add_argument("--table", action="store_true", help="measure nothing, write the table of the record")
+    parser.add_argument("--out", type=Path, help="JSON file for the rows instead of the record")
+    options = parser.parse_args(arguments)
+    out = options.out or (None if options.small else table.RECORD)
+    found = table.read(out) if out else table.read(Path())
+    about = made(options.threads)
+    for name in [] if options.table else chosen(options.only):
+        begun = time.monotonic()
+        found["rows"][name] = table.row(ALL[name], measured(ALL[name], options.small, options.threads), about)
+        if name in PROFILED and not options.small:
+            found["profiles"][name] = apart(profiled.profile, ALL[name], options.threads)
+        point = found["rows"][name]["points"][0]
+        ratio = f"  {table.figure(point['plain'] / point['ours'])} times as fast" if "plain" in point else ""
+        print(
+            f"{name}: {table.shown(point['ours'], found['rows'][name])}{ratio}  ({time.monotonic() - begun:.0f} s)",
+            flush=True,
+        )
+        if out:
+            table.write(found, out)
+    if out == table.RECORD:
+        table.judge(found, ALL)
+        table.write(found, out)
+        table.place(table.markdown(found, ALL), table.PAGE)
+        print(f"table: {table.PAGE.relative_to(table.ROOT)}")
+    return found
+
+
+if __name__ == "__main__":
+    main()

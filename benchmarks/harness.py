@@ -1,0 +1,214 @@
+"""Measures one workload: ours beside a plain implementation, found equal first, timed in turn, memory apart.
+
+Every measurement runs in a process of its own that has imported the packages and computed nothing.
+"""
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from tracking import memory
+
+MMAP_THRESHOLD = -3  # of mallopt
+PAGES = 1 << 16  # bytes: what is freed of larger pieces goes back to the system, so that a peak is a peak
+SIDES = ("ours", "plain")
+MEASURED = (*SIDES, "plain_share", "spread", "rounds")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how a workload runs. folder: of its own, for files; small: on tiny sizes, for tests."""
+
+    folder: Path
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    small: bool = False
+
+    def autocast(self) -> torch.autocast:
+        """What a trainer of this precision computes under."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A workload at one size, ready to run.
+
+    ours, plain: a call does the whole work once. check: raises AssertionError unless both give the same.
+    plain_share: part of the work that a call of plain does; its seconds are divided by it, and the table says so.
+    facts: numbers that the row holds besides.
+    """
+
+    ours: Callable[[], Any]
+    plain: Callable[[], Any] | None = None
+    check: Callable[[], None] = lambda: None
+    plain_share: float = 1.0
+    facts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is aimed at: a measure of the row at its first size, and its bound.
+
+    measure: `ratio` (plain / ours), `rate` (units a second, ours), `amount` (seconds or bytes, ours), `overhead`
+    (ours / plain - 1), `share` (ours / the fact `of`).
+    """
+
+    measure: Literal["ratio", "rate", "amount", "overhead", "share"]
+    bound: float
+    least: bool
+    text: str
+
+    def of(self, row: Mapping[str, Any]) -> float:
+        """The measure in a row of the table."""
+        point = row["points"][0]
+        ours, plain = point["ours"], point.get("plain")
+        if self.measure == "ratio":
+            return plain / ours
+        if self.measure == "rate":
+            return point["size"] / ours
+        if self.measure == "overhead":
+            return ours / plain - 1
+        return ours / row["facts"]["of"] if self.measure == "share" else ours
+
+    def met(self, row: Mapping[str, Any]) -> bool:
+        return self.of(row) >= self.bound if self.least else self.of(row) <= self.bound
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A row of the table.
+
+    title: what is done; against: what the plain side does instead, empty where there is none.
+    make: (size, setting) -> Case. unit: what a size counts. sizes: the first is the row's, all make its curve.
+    tiny: the size of tests. value: whether a call is timed or returns the measurement itself.
+    rounds: calls of either side whose median counts, after one that does not if `warm`. threads: of torch, None for
+    all cores.
+    precisions: `bf16` where ours can compute in it. memory: whether peaks are measured.
+    """
+
+    name: str
+    group: str
+    title: str
+    against: str
+    make: Callable[[int, Setting], Case]
+    unit: str
+    sizes: tuple[int, ...]
+    tiny: int
+    value: Literal["time", "seconds", "bytes"] = "time"
+    rounds: int = 5
+    warm: bool = True
+    threads: int | None = None
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32",)
+    memory: bool = True
+    goal: Goal | None = None
+
+
+def measured(workload: Workload, small: bool, threads: int) -> dict[str, Any]:
+    """The workload's points: one a size, with medians of ours and plain, peaks, and ours in bf16 and on a GPU."""
+    sizes = (workload.tiny,) if small else workload.sizes
+    points, facts = [], {}
+    for size in sizes:
+        found = apart(sides, workload, size, "cpu", "fp32", small, threads)
+        facts = facts or found.pop("facts")
+        point = {"size": size, **{name: found[name] for name in MEASURED if name in found}}
+        if workload.memory:
+            point |= {
+                f"{side}_peak": apart(peak, workload, size, side, small, threads) for side in SIDES if side in found
+            }
+        points.append(point)
+    if "bf16" in workload.precisions:
+        points[0]["ours_bf16"] = apart(sides, workload, sizes[0], "cpu", "bf16", small, threads)["ours"]
+    if torch.cuda.is_available() and workload.precisions != ("fp32",):  # those whose tensors can live there
+        for precision in workload.precisions:
+            found = apart(sides, workload, sizes[0], "cuda", precision, small, threads)
+            points[0][f"ours_gpu_{precision}"] = found["ours"]
+    return {"points": points, "facts": facts}
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """function(*arguments) in a process of its own; what it raises is raised here."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.workloads"])
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def sides(workload: Workload, size: int, device: str, precision: str, small: bool, threads: int) -> dict[str, Any]:
+    """Medians of ours and plain after the check, the spread of ours (largest - smallest) / median, and the facts.
+
+    The two sides take turns, so that a busy machine slows both.
+    """
+    with ready(workload, size, threads, device=device, precision=precision, small=small) as case:
+        full = device == "cpu" and precision == "fp32"
+        if full:
+            case.check()
+        calls = {"ours": case.ours} | ({"plain": case.plain} if case.plain and full else {})
+        if workload.value == "time" and workload.warm:
+            case.ours()  # what is made once, such as kernels, is not the workload
+        taken: dict[str, list[float]] = {side: [] for side in calls}
+        for _ in range(1 if small else workload.rounds):
+            for side, call in calls.items():
+                taken[side].append(amount(call, workload.value))
+        found: dict[str, Any] = {side: statistics.median(values) for side, values in taken.items()}
+        if "plain" in found and workload.value == "time":
+            found["plain"] /= case.plain_share
+        if "plain" in found:
+            found["plain_share"] = case.plain_share
+        found["spread"] = (max(taken["ours"]) - min(taken["ours"])) / found["ours"]
+        return found | {"rounds": len(taken["ours"]), "facts": dict(case.facts)}
+
+
+def amount(call: Callable[[], Any], value: str) -> float:
+    """Seconds of a call, or what it returns."""
+    begun = time.perf_counter()
+    result = call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun if value == "time" else float(result)
+
+
+def peak(workload: Workload, size: int, side: str, small: bool, threads: int) -> float | None:
+    """Bytes that one call of a side holds at most beyond what was there before; None where the system cannot tell."""
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(MMAP_THRESHOLD, PAGES)
+    with ready(workload, size, threads, small=small) as case:
+        call = getattr(case, side)
+        gc.collect()
+        libc.malloc_trim(0)
+        memory.reset_peak()
+        before = memory.peak()["peak_memory"]
+        if before - resident() > 1 << 24:  # some containers do not let a process begin its peak anew
+            return None
+        call()
+        return memory.peak()["peak_memory"] - before
+
+
+@contextmanager
+def ready(workload: Workload, size: int, threads: int, **setting: Any) -> Iterator[Case]:
+    """The workload's case, with its threads and a folder that is gone afterwards."""
+    torch.set_num_threads(workload.threads or threads_here(threads))
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        yield workload.make(size, Setting(Path(folder), **setting))
+
+
+def threads_here(asked: int) -> int:
+    """Threads of torch: as asked, 0 for all cores that this process may use."""
+    return asked or len(os.sched_getaffinity(0))
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

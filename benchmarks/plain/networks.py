@@ -1,0 +1,82 @@
+"""Layers as their equations stand in the papers: every body computed, one subset and one pair after the other.
+
+Each is the `forward` (or method) of one of our layers and reads its parameters, so that both compute the same.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.plain.ppa import polymerised_joint_map
+from lightning_modules.attention.ppa import PPA
+from lightning_modules.attention.siia import HeadAttention
+from lightning_modules.encoders.ctr_gcn import GraphUnit
+from lightning_modules.encoders.dsta import DSTANet, SubsetAttention
+from lightning_modules.layers import leaky
+
+
+def subset_attention(self: SubsetAttention, x: Tensor) -> Tensor:
+    """z_s[p'] = sum_p x[p] a_s[p, p'], subset after subset, x copied for each."""
+    batch, _, length, positions = x.shape
+    heads = self.query_key(x + self.code).reshape(batch, 2 * self.subsets, self.inner, length, positions)
+    parts = []
+    for subset in range(self.subsets):
+        query, key = heads[:, subset], heads[:, self.subsets + subset]
+        scores = torch.einsum("bctu,bctv->buv", query, key) / (self.inner * length)
+        attention = self.alpha[:, subset] * scores.tanh()
+        if self.a0 is not None:
+            attention = attention + self.a0[:, subset]
+        parts.append(torch.einsum("bctu,buv->bctv", x, attention).contiguous())
+    return torch.cat(parts, dim=1)
+
+
+def head_attention(self: HeadAttention, x: Tensor, other: Tensor) -> Tensor:
+    """tanh attention of SIIA, head after head."""
+    queries, keys, values = self.heads(x, other)
+    parts = []
+    for head in range(self.num_heads):
+        query, key, value = queries[:, head], keys[:, head], values[:, head]
+        attention = (torch.einsum("bctu,bctv->buv", query, key) / (query.shape[1] * query.shape[2])).tanh()
+        parts.append(torch.einsum("buv,bctv->bctu", attention, value))
+    return leaky(x + self.feed_forward(torch.cat(parts, dim=1)))
+
+
+def onto_joints(self: PPA, part_map: Tensor, body_on_parts: Tensor) -> Tensor:
+    """The part and body maps brought to the joints, pair by pair."""
+    part_of, body_of = (membership.argmax(1).tolist() for membership in (self.joint_in_part, self.joint_in_body))
+    of_body = self.part_in_body.argmax(1)
+    first = [int((of_body == group).nonzero()[0]) for group in range(int(of_body.max()) + 1)]
+    body = body_on_parts[:, :, first][:, :, :, first]
+    nothing = part_map.new_zeros(*part_map.shape[:2], len(part_of), len(part_of))
+    return polymerised_joint_map(nothing, part_map, body, part_of, body_of)
+
+
+def graph_unit(self: GraphUnit, x: Tensor) -> Tensor:
+    """CTR-GC as published: conv1 and conv2 on every frame, then their means over frames."""
+    y: Tensor | float = 0
+    for conv, graph in zip(self.convs, self.PA, strict=True):
+        source, target = conv.conv1(x).mean(2), conv.conv2(x).mean(2)
+        relation = torch.tanh(source[:, :, :, None] - target[:, :, None, :])
+        adjacency = graph + self.alpha * conv.conv4(relation)
+        y = y + torch.einsum("ncuv,nctv->nctu", adjacency, conv.conv3(x))
+    return torch.relu(self.bn(y) + self.down(x))
+
+
+@contextmanager
+def published(*networks: nn.Module) -> Iterator[None]:
+    """Within it our layers compute as above, and the networks every body."""
+    encoders = [part for network in networks for part in network.modules() if isinstance(part, DSTANet)]
+    with ExitStack() as stack:
+        for layer, name, plain in (
+            (SubsetAttention, "forward", subset_attention),
+            (HeadAttention, "forward", head_attention),
+            (PPA, "onto_joints", onto_joints),
+            (GraphUnit, "forward", graph_unit),
+        ):
+            stack.enter_context(patch.object(layer, name, plain))
+        for encoder in encoders:
+            stack.enter_context(patch.object(encoder, "absent_once", False))
+        yield

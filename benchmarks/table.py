@@ -1,0 +1,162 @@
+"""The rows as JSON and as the table of docs/performance.md."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import SIDES, Workload
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "docs" / "results" / "performance.json"
+PAGE = ROOT / "docs" / "performance.md"
+GROUPS = {
+    "data": "Data",
+    "training": "Training",
+    "evaluation": "Evaluation",
+    "federation": "Federation",
+    "start": "Start-up",
+}
+MEGA = 1e6
+
+
+def read(path: Path = RECORD) -> dict[str, Any]:
+    """{"rows": {name: row}, "profiles": {name: profile}}, empty where there is no record yet."""
+    return json.loads(path.read_text()) if path.exists() else {"rows": {}, "profiles": {}}
+
+
+def write(found: Mapping[str, Any], path: Path) -> None:
+    """Replace the record as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".partial")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    part.replace(path)
+
+
+def row(workload: Workload, found: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """The row of the record: what was done, what was measured, and how."""
+    about = {name: getattr(workload, name) for name in ("group", "title", "against", "unit", "value")}
+    return about | dict(found) | {"made": dict(made)}
+
+
+def judge(found: dict[str, Any], workloads: Mapping[str, Workload]) -> None:
+    """Set every row's goal beside what was measured; rows that are measured no more go."""
+    found["rows"] = {name: one for name, one in found["rows"].items() if name in workloads}
+    for name, one in found["rows"].items():
+        goal = workloads[name].goal
+        one["goal"] = goal and {
+            "text": goal.text,
+            "measure": goal.measure,
+            "measured": goal.of(one),
+            "met": goal.met(one),
+        }
+
+
+def markdown(found: Mapping[str, Any], order: Iterable[str]) -> str:
+    """The table by groups, how each row grows, and the profiles."""
+    rows = {name: found["rows"][name] for name in order if name in found["rows"]}
+    lines = []
+    for group, title in GROUPS.items():
+        inside = {name: one for name, one in rows.items() if one["group"] == group}
+        if inside:
+            lines += [f"### {title}", "", *_table(inside), ""]
+    growing = {name: one for name, one in rows.items() if len(one["points"]) > 1}
+    if growing:
+        lines += ["### How each grows", "", *_growth(growing), ""]
+    for profile in found["profiles"].values():
+        lines += [f"### Where the time goes: {profile['title']}", "", *_profile(profile), ""]
+    return "\n".join(lines)
+
+
+def _table(rows: Mapping[str, Any]) -> list[str]:
+    head = "| row | work | ours | plain | times as fast | bf16 | GPU | peak MB, ours / plain | goal | measured |"
+    return [head, "|---|---|---|---|---|---|---|---|---|---|", *(_line(name, one) for name, one in rows.items())]
+
+
+def _line(name: str, one: Mapping[str, Any]) -> str:
+    point, goal, ratio = one["points"][0], one["goal"], ""
+    work = f"{point['size']:,} {one['unit']}: {one['title']}"
+    if "plain" in point:
+        work += f"; plain: {one['against']}"
+        ratio = f"**{figure(point['plain'] / point['ours'])}**" + (" *" if point["plain_share"] < 1 else "")
+    half = "ours_bf16" in point and f"{shown(point['ours_bf16'], one)}, {figure(point['plain'] / point['ours_bf16'])}"
+    met = goal and f"{measure(goal)}, {'met' if goal['met'] else '**missed**'}{_loaded(one['made'])}"
+    cells = [
+        f"`{name}`",
+        work,
+        shown(point["ours"], one),
+        shown(point["plain"], one) if "plain" in point else "",
+        ratio,
+        half or "",
+        shown(point["ours_gpu_fp32"], one) if "ours_gpu_fp32" in point else "",
+        " / ".join(megabytes(point[f"{side}_peak"]) for side in SIDES if f"{side}_peak" in point),
+        goal["text"] if goal else "",
+        met or "",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _loaded(made: Mapping[str, Any]) -> str:
+    """Said of rows made while others wanted the cores too: their ratios hold, their seconds do not."""
+    return f", **on a busy machine** (load {made['load']:.1f})" if made["load"] > 1 else ""
+
+
+def _growth(rows: Mapping[str, Any]) -> list[str]:
+    lines = ["| row | size: ours, plain (peak MB ours, plain) |", "|---|---|"]
+    for name, one in rows.items():
+        points = []
+        for point in sorted(one["points"], key=lambda point: point["size"]):
+            times = ", ".join(shown(point[side], one) for side in SIDES if side in point)
+            peaks = [megabytes(point[f"{side}_peak"]) for side in SIDES if f"{side}_peak" in point]
+            points.append(f"{point['size']:,}: {times}" + (f" ({', '.join(peaks)})" if peaks else ""))
+        lines.append(f"| `{name}`, {one['unit']} | {'<br>'.join(points)} |")
+    return lines
+
+
+def _profile(profile: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{profile['seconds']:.2f} s under the profiler.",
+        "",
+        "| operator | share of the time | calls |",
+        "|---|---|---|",
+    ]
+    return lines + [
+        f"| `{one['name']}` | {100 * one['share']:.1f} % | {one['calls']} |" for one in profile["operators"]
+    ]
+
+
+def shown(amount: float, one: Mapping[str, Any]) -> str:
+    """Seconds in a fitting unit, or megabytes."""
+    if one["value"] == "bytes":
+        return f"{megabytes(amount)} MB"
+    return f"{figure(amount)} s" if amount >= 1 else f"{figure(1e3 * amount)} ms"
+
+
+def megabytes(amount: float | None) -> str:
+    return "–" if amount is None else figure(amount / MEGA)
+
+
+def measure(goal: Mapping[str, Any]) -> str:
+    """What a goal measures, in its own words."""
+    value = goal["measured"]
+    if goal["measure"] == "overhead":
+        return f"{100 * value:.1f} %"
+    unit = {"ratio": " times", "rate": "/s", "amount": " s", "share": " times"}[goal["measure"]]
+    return f"{figure(value)}{unit}"
+
+
+def figure(value: float) -> str:
+    """A number to three digits, without an exponent."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def place(text: str, page: Path) -> None:
+    """Put the table between the marks of the page."""
+    whole = page.read_text()
+    marked = re.compile(r"(<!-- table -->\n).*?(<!-- /table -->)", re.DOTALL)
+    if not marked.search(whole):
+        raise ValueError(f"{page}: expected <!-- table --> and <!-- /table -->, found none")
+    page.write_text(marked.sub(lambda found: f"{found[1]}{text}{found[2]}", whole))

@@ -1,0 +1,139 @@
+"""Frozen features: embedding, the linear probe of 80 epochs, nearest neighbours at the size of NTU RGB+D 60."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks import synthetic
+from benchmarks.harness import Case, Goal, Setting, Workload
+from benchmarks.plain import neighbours
+from benchmarks.plain.networks import published
+from benchmarks.workloads.training import built, configured, moved
+from datamodules.batch import SkeletonBatch
+from datamodules.randomness import generator
+from lightning_modules.evaluation.embedding import Embedding, embed
+from lightning_modules.evaluation.knn import KNN, vote
+from lightning_modules.evaluation.linear import LinearProbe, standardise
+from lightning_modules.evaluation.measured import top1
+from tracking.build import build
+
+BATCH = 8
+NTU60 = {"train": 40091, "test": 16487, "width": 4096}  # clips of xsub, features of A2MC
+ASKED = 16  # queries of the plain search, whose seconds are scaled to them all
+
+
+def batches(clips: int, setting: Setting) -> list[SkeletonBatch]:
+    """The same clips in batches, ids in order."""
+    whole = moved(synthetic.batch(clips), setting)
+    parts = zip(*(part.split(BATCH) for part in whole), strict=True)
+    return [SkeletonBatch(*part) for part in parts]
+
+
+def embedding(size: int, setting: Setting) -> Case:
+    """`size` clips through SDS-CL's published encoder."""
+    module, clips = built("sds_cl", setting).eval(), batches(size, setting)
+
+    @torch.no_grad()
+    def ours() -> Tensor:
+        with setting.autocast():
+            return torch.cat([module.embed(batch).float() for batch in clips])
+
+    @torch.no_grad()
+    def plain() -> Tensor:
+        with published(module):
+            return torch.cat([module.embed(batch) for batch in clips])
+
+    return Case(ours, plain, lambda: torch.testing.assert_close(ours(), plain(), rtol=1e-3, atol=1e-3))
+
+
+def linear(size: int, setting: Setting) -> Case:
+    """SDS-CL's linear probe on `size` training clips, half as many to test; plain: one of its 80 epochs."""
+    module, config = built("sds_cl", setting).eval(), configured("sds_cl", setting)
+    settings = {name: build(config.linear[name]) for name in ("batch_size", "epochs", "lr", "standardised", "schedule")}
+    probe, classes = LinearProbe(**settings, seed=1), config.data.num_classes
+    train, test = batches(size, setting), batches(max(size // 2, 1), setting)
+
+    def once(clips: list[SkeletonBatch]) -> Embedding:
+        return embed(module.embed, clips, torch.device(setting.device), "embedding")
+
+    def ours() -> list[float]:
+        return probe.fit(once(train), once(test), classes)[0]
+
+    def plain(epochs: int = 1) -> list[float]:
+        return list(reencoding(probe, once, train, test, classes, epochs))
+
+    def check() -> None:
+        fast, _ = probe.fit(once(train[:1]), once(test[:1]), classes)
+        slow = list(reencoding(probe, once, train[:1], test[:1], classes, 3))
+        assert fast[:3] == slow, (fast[:3], slow)
+
+    return Case(ours, plain, check, plain_share=1 / probe.epochs)
+
+
+def reencoding(probe: LinearProbe, encode, train, test, classes: int, epochs: int) -> Iterator[float]:
+    """The probe trained as one trains a network: every epoch passes every clip through the encoder, then tests."""
+    source, layer = generator(probe.seed, 0), None
+    for epoch in range(epochs):
+        seen, asked = encode(train), encode(test)
+        inputs, tests = seen.vectors, asked.vectors
+        if probe.standardised:
+            inputs, tests = standardise(inputs, tests)
+        if layer is None:
+            layer = nn.Linear(inputs.shape[1], classes)
+            nn.init.normal_(layer.weight, 0, 0.01, generator=source)
+            nn.init.zeros_(layer.bias)
+            optimizer = torch.optim.SGD(layer.parameters(), probe.lr, probe.momentum)
+        optimizer.param_groups[0]["lr"] = probe.lr * probe.schedule(epoch)
+        for rows in torch.randperm(len(inputs), generator=source).split(probe.batch_size):
+            optimizer.zero_grad()
+            functional.cross_entropy(layer(inputs[rows]), seen.labels[rows]).backward()
+            optimizer.step()
+        with torch.no_grad():
+            yield top1(Embedding(layer(tests), asked.labels, asked.ids))
+
+
+def knn(size: int, setting: Setting) -> Case:
+    """k-NN for k of 1, 5 and 20 of all test clips among `size` training clips."""
+    share = size / NTU60["train"]
+    asked = max(4, int(share * NTU60["test"]))
+    width = 8 if setting.small else NTU60["width"]
+    source = torch.Generator().manual_seed(1)
+    train = Embedding(torch.randn(size, width, generator=source), torch.arange(size) % 60, torch.arange(size))
+    queries = torch.randn(asked, width, generator=source)
+    search = KNN()
+    few = min(ASKED, asked)
+
+    def ours() -> tuple[Tensor, Tensor]:
+        return search.search(train, queries, 60)
+
+    def plain() -> list[list[int]]:
+        return [neighbours.classified(train.vectors, train.labels, query, search.ks) for query in queries[:few]]
+
+    def check() -> None:
+        nearest, scores = search.search(train, queries[:few], 60)
+        found = [vote(nearest[:, :k], 60).tolist() for k in search.ks]
+        assert [list(row) for row in zip(*found, strict=True)] == plain()
+        assert scores.argmax(1).tolist() == found[0]
+
+    return Case(ours, plain, check, plain_share=few / asked)
+
+
+WORKLOADS = [
+    Workload(
+        "embedding", "evaluation", "clips embedded by SDS-CL's published encoder", "every body, subset after subset",
+        embedding, "clips", (16, 8, 32), 3, rounds=3, precisions=("fp32", "bf16"),
+    ),
+    Workload(
+        "linear", "evaluation", "SDS-CL's linear evaluation of 80 epochs, embedding included",
+        "every epoch embeds every clip again: one epoch measured, times 80", linear, "clips", (32, 16), 6, rounds=2,
+        goal=Goal("ratio", 50, True, "at least 50 times as fast as re-encoding"),
+    ),
+    Workload(
+        "knn", "evaluation", "k-NN, 4,096 features, 16,487 queries of 40,091 clips (fewer of fewer)",
+        f"query after query, everything sorted: {ASKED} queries measured, times queries / {ASKED}",
+        knn, "clips", (NTU60["train"], 10000, 2500), 60, rounds=1, warm=False,
+        goal=Goal("amount", 20, False, "at most 20 s on 2 cores"),
+    ),
+]  # fmt: skip

@@ -1,0 +1,103 @@
+"""Every row of the table on a tiny size: ours is what the plain implementation computes; the record and its page."""
+
+import json
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import table
+from benchmarks.harness import Case, Goal, Setting, Workload, measured, ready
+from benchmarks.workloads import ALL
+
+STARTS = [name for name in ALL if name.startswith("start_")]
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in STARTS])
+def test_ours_equals_the_plain_implementation_and_both_run(name):
+    workload = ALL[name]
+    with ready(workload, workload.tiny, 1, small=True) as case:
+        case.check()
+        case.ours()
+        assert case.plain is not None
+        case.plain()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STARTS)
+def test_a_door_reaches_its_first_step(name):
+    with ready(ALL[name], 1, 1, small=True) as case:
+        assert 0 < case.ours() < 120
+
+
+@pytest.mark.slow
+def test_a_row_is_measured_and_written_whole(tmp_path):
+    out = tmp_path / "rows.json"
+    found = bench.main(["--small", "--only", "parse,bank_and_mixer", "--threads", "1", "--out", str(out)])
+    assert json.loads(out.read_text()) == found and list(found["rows"]) == ["parse", "bank_and_mixer"]
+    point = found["rows"]["parse"]["points"][0]
+    assert point["size"] == ALL["parse"].tiny and point["ours"] > 0 and point["plain"] > 0
+    assert {"ours_peak", "plain_peak"} <= point.keys()
+    again = bench.main(["--small", "--only", "parse", "--threads", "1", "--out", str(out)])
+    assert again["rows"]["bank_and_mixer"] == found["rows"]["bank_and_mixer"], "other rows stay"
+
+
+def test_an_unknown_row_is_refused_by_the_known_ones():
+    with pytest.raises(SystemExit, match="expected rows of parse, .*found 'parze'"):
+        bench.main(["--only", "parze"])
+
+
+def wrong(size: int, setting: Setting) -> Case:
+    def check() -> None:
+        raise AssertionError("apart")
+
+    return Case(lambda: None, lambda: None, check)
+
+
+def test_nothing_is_timed_that_does_not_agree():
+    workload = Workload("wrong", "data", "", "", wrong, "clips", (1,), 1)
+    with pytest.raises(AssertionError, match="apart"):
+        measured(workload, small=True, threads=1)
+
+
+@pytest.mark.parametrize(
+    ("goal", "measure", "met"),
+    [
+        (Goal("ratio", 3, True, ""), 4, True),
+        (Goal("ratio", 5, True, ""), 4, False),
+        (Goal("rate", 3, True, ""), 5, True),
+        (Goal("amount", 1, False, ""), 2, False),
+        (Goal("overhead", -0.7, False, ""), -0.75, True),
+        (Goal("share", 1.3, False, ""), 0.5, True),
+    ],
+)
+def test_a_goal_is_judged_by_its_measure(goal, measure, met):
+    row = {"points": [{"size": 10, "ours": 2.0, "plain": 8.0}], "facts": {"of": 4.0}}
+    assert goal.of(row) == measure and goal.met(row) == met
+
+
+def test_the_page_shows_the_record():
+    found = table.read()
+    assert set(found["rows"]) <= set(ALL)
+    assert table.markdown(found, ALL) in table.PAGE.read_text()
+
+
+def test_the_record_was_made_where_it_says():
+    for name, row in table.read()["rows"].items():
+        made = row["made"]
+        assert made["command"].startswith("python -m benchmarks") and made["commit"], name
+        assert row["points"][0]["size"] == ALL[name].sizes[0]
+
+
+def test_the_page_needs_its_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("no marks\n")
+    with pytest.raises(ValueError, match="expected <!-- table -->"):
+        table.place("| |", page)
+    page.write_text("before\n<!-- table -->\nold\n<!-- /table -->\nafter\n")
+    table.place("new\n", page)
+    assert page.read_text() == "before\n<!-- table -->\nnew\n<!-- /table -->\nafter\n"
+
+
+def test_plain_sides_are_named():
+    for workload in ALL.values():
+        assert bool(workload.against) == (workload.name not in STARTS), workload.name

@@ -1,0 +1,173 @@
+"""bf16: losses, similarities and softmaxes stay in float32 under autocast; a step is near one without it."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from toys import ToyMethod, toy_data, write_toy_stores
+from toys_a2mc import OURS, RELEASED, a2mc, clips, full, scd_net
+
+from lightning_modules.contrast.cross_level import Pair
+from lightning_modules.contrast.mixer import LinearMixer, SoftmaxMixer
+from lightning_modules.contrast.pseudo_labels import PrototypeHead, balanced_codes
+from lightning_modules.encoders.dsta import DSTANet
+from lightning_modules.encoders.hierarchical import HierarchicalEncoder, Projected
+from lightning_modules.evaluation.subject import Subject
+from lightning_modules.fitting import fit
+from lightning_modules.heads import unit
+from lightning_modules.losses.ccl import ccl
+from lightning_modules.losses.d3m import d3m
+from lightning_modules.losses.gl import gl
+from lightning_modules.losses.info_nce import info_nce, similarities
+from lightning_modules.losses.mined_info_nce import mined_info_nce
+from lightning_modules.losses.nt_xent import nt_xent
+from lightning_modules.losses.pairings import paired_nt_xent
+from lightning_modules.precision import autocast, in_float32
+from lightning_modules.schedules import Constant
+from lightning_modules.sds_cl import SDSCL
+
+T = 0.07
+CPU_HALF = partial(torch.autocast, "cpu", torch.bfloat16)
+
+
+def random(*shape: int, key: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(key))
+
+
+def rows(key: int, n: int = 6, dim: int = 16) -> torch.Tensor:
+    return F.normalize(random(n, dim, key=key), dim=1)
+
+
+MEMORY = rows(9, 20).T
+PAIR = Pair(rows(1), rows(2), MEMORY)
+LEVELS = Projected(random(6, 4), rows(1), rows(2), rows(3))
+torch.manual_seed(0)
+HEAD = PrototypeHead(16, 5)
+
+LOSSES = {
+    "nt_xent of a batch": lambda: nt_xent(rows(1), rows(2), T),
+    "nt_xent of tokens": lambda: nt_xent(random(3, 5, 16), random(3, 5, 16, key=1), T),
+    "pairings": lambda: paired_nt_xent(*(random(3, 5, 16, key=key) for key in range(4)), T),
+    "gl": lambda: gl(rows(1), rows(2), T),
+    "ccl": lambda: torch.stack(ccl([rows(1), rows(2)], [rows(3), rows(4)], T)),
+    "similarities": lambda: similarities(rows(1), MEMORY),
+    "info_nce": lambda: info_nce((rows(1) * rows(2)).sum(1), similarities(rows(1), MEMORY), T),
+    "mined": lambda: mined_info_nce(random(6), similarities(rows(1), MEMORY), similarities(rows(1), MEMORY) > 0.3, T),
+    "d3m": lambda: d3m(similarities(rows(1), MEMORY), similarities(rows(2), MEMORY), T),
+    "linear mixer": lambda: torch.stack(list(LinearMixer()({"one": PAIR}, T).values())),
+    "softmax mixer": lambda: torch.stack(list(SoftmaxMixer()({"one": PAIR}, T).values())),
+    "codes": lambda: balanced_codes(similarities(rows(1), MEMORY)),
+    "logits of prototypes": lambda: HEAD(LEVELS),
+    "loss of prototypes": lambda: HEAD.loss_terms(LEVELS, random(6, 5), 0)["head"],
+    "cross-entropy": lambda: F.cross_entropy(random(6, 5), torch.arange(6) % 5),
+    "unit vectors": lambda: unit(random(6, 16)),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_under_autocast_a_loss_is_computed_in_float32_to_the_bit(name):
+    expected = LOSSES[name]()
+    with CPU_HALF():
+        assert torch.equal(LOSSES[name](), expected) and expected.dtype == torch.float32
+
+
+def test_bfloat16_similarities_would_not_do():
+    """What the rule is for: their error is a hundredth, and divided by the temperature a seventh of a nat."""
+    with CPU_HALF():
+        plain = rows(1) @ MEMORY
+    assert (plain.float() - rows(1) @ MEMORY).abs().max() / T > 0.01
+
+
+def test_half_precision_arguments_are_widened_and_wider_ones_left():
+    seen = []
+    function = in_float32(lambda *given: seen.extend(x.dtype for x in given) or given[0])
+    function(random(2).bfloat16(), random(2).half(), random(2), random(2).double())
+    assert seen == [torch.float32, torch.float32, torch.float32, torch.float64]
+    half = random(3, 5, 16).bfloat16()
+    assert torch.equal(nt_xent(half, half.flip(0), T), nt_xent(half.float(), half.float().flip(0), T))
+
+
+def test_gradients_flow_back_in_the_type_they_came_from():
+    half = random(6, 16).bfloat16().requires_grad_()
+    nt_xent(half, rows(1).bfloat16(), T).backward()
+    assert half.grad.dtype == torch.bfloat16 and half.grad.abs().sum() > 0
+
+
+def test_the_softmax_of_a_transformer_is_that_of_float32():
+    """Attention of bfloat16 queries and keys is what float32 makes of the same numbers, but for its last rounding."""
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 16, dropout=0.0, batch_first=True)
+    seen: list[torch.Tensor] = []
+    original = F.scaled_dot_product_attention
+
+    def watched(query, key, value, *args, **kwargs):
+        out = original(query, key, value, *args, **kwargs)
+        exact = original(query.double(), key.double(), value.double(), *args, **kwargs)
+        seen.append((out.double() - exact).abs().max() / exact.abs().max())
+        return out
+
+    with pytest.MonkeyPatch.context() as patch, CPU_HALF():
+        patch.setattr(F, "scaled_dot_product_attention", watched)
+        layer.train()(4 * random(3, 40, 16))
+    assert seen and max(seen) < 1 / 256
+
+
+METHODS = {
+    "a2mc": lambda encoder: full(a2mc(OURS, encoder=encoder())),
+    "a2mc_released": lambda encoder: full(a2mc(RELEASED, encoder=encoder())),
+    "scd_net": lambda encoder: scd_net(encoder=encoder()),
+}
+
+
+def encoder() -> HierarchicalEncoder:
+    return HierarchicalEncoder("ntu25", 16, 2, width=8, token_width=16, heads=2, dropout=0.0)
+
+
+def sds_cl() -> SDSCL:
+    torch.manual_seed(0)
+    network = DSTANet("ntu25", [[8, 8, 4, 1], [8, 16, 4, 2]], subsets=2, num_frames=12)
+    return SDSCL(encoder=network, optimizer=partial(torch.optim.SGD, lr=0.1), schedule=Constant(), seed=3)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "sds_cl"])
+def test_a_step_in_mixed_precision_trains_every_parameter_near_that_of_float32(name):
+    plain = (sds_cl() if name == "sds_cl" else METHODS[name](encoder)).train()
+    half, batch, found = copy.deepcopy(plain), clips(6), []
+    for module, precision in ((plain, "32-true"), (half, "bf16-mixed")):
+        with autocast({"precision": precision}, torch.device("cpu")):
+            outputs = module.objective(batch)
+        losses = {key: value for key, value in outputs.items() if value.ndim == 0}
+        assert all(value.dtype == torch.float32 for value in losses.values())
+        torch.stack(list(losses.values())).sum().backward()
+        gradients = {key: p.grad for key, p in module.named_parameters()}
+        module.after_step({key: value.detach() for key, value in outputs.items() if value.ndim > 0})
+        found.append((losses, gradients))
+    (losses, gradients), (half_losses, half_gradients) = found
+    for key, value in losses.items():
+        assert half_losses[key].item() == pytest.approx(value.item(), rel=0.1, abs=0.1)
+    assert {k for k, g in gradients.items() if g is not None} == {k for k, g in half_gradients.items() if g is not None}
+    for key, value in plain.state_dict().items():
+        assert half.state_dict()[key].dtype == value.dtype
+
+
+def test_a_fit_and_an_embedding_follow_the_precision_of_the_trainer(tmp_path):
+    data = toy_data(write_toy_stores(tmp_path / "store"))
+    trainer = {"max_epochs": 1, "accelerator": "cpu", "precision": "bf16-mixed"}
+    module = ToyMethod()
+    seen = []
+    module.encoder.register_forward_hook(lambda layer, given, out: seen.append(out.dtype))
+    fit(module, data, tmp_path / "run", trainer, 3, "toy")
+    assert set(seen) == {torch.bfloat16}
+
+    def embedded(precision: str) -> torch.Tensor:
+        options = {"accelerator": "cpu", "precision": precision}
+        subject = Subject(
+            "", precision, tmp_path / precision, tmp_path, data, 3, options, lambda **_: data, lambda: module
+        )
+        return subject.embedding("test").vectors
+
+    exact, half = embedded("32-true"), embedded("bf16-mixed")
+    assert half.dtype == torch.float32 and not torch.equal(exact, half)
+    torch.testing.assert_close(half, exact, rtol=0.02, atol=0.02)
