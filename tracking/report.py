@@ -35,7 +35,8 @@ NOT_A_RESULT = ("labels", "epoch", "bytes_up", "bytes_down")  # stand among the 
 NONE_KNOWN = "none known"
 COST = "Cost"
 BEHIND = "What stands behind the numbers"
-SAID_ONCE = ("split", "setting", "measure")  # columns that are told above a table where all its rows agree
+COLUMNS = ("row", "measure", "last epoch", "best test epoch", "published", "difference", "seeds", "seconds", "runs")
+LONG_SOURCE = 24  # letters, from which a source stands below its table
 PUBLISHED_SIZE = "published"  # of conf/scale/
 FEW_SPLITS = 3  # beside which there is room for the source of every number
 GIGA = 1e9
@@ -174,33 +175,35 @@ def _of_when(records: Sequence[Record]) -> str:
 
 
 def _results(groups: Sequence[Group], published: Published, numbers: Mapping[int, int]) -> Iterable[str]:
-    """A table, and before it what all its rows have in common."""
-    columns = ["split", "row", "setting", "measure", "last epoch", "best test epoch", "seeds", "seconds", "runs"]
-    compared = groups[0].first.kind not in NOT_COMPARED and not groups[0].first.data["miniature"]
-    if compared:
-        columns[6:6] = ["published", "difference"]
-    lines = []
+    """A table for each split and setting, under a heading that says what all its rows are of."""
+    alike: dict[tuple[str, str], list[Group]] = defaultdict(list)
     for group in groups:
-        first = group.first
-        for metric in sorted(first.metrics, key=lambda name: natural([name])):
-            if metric in NOT_A_RESULT:
-                continue
-            line = {
-                "split": text(published.title(first.data["split"])),
-                "row": text(", ".join(filter(None, [published.title(first.method), first.variant, group.note]))),
-                "setting": text(first.setting),
-                "measure": text(measure(metric)),
-                "last epoch": spread([r.metrics[metric] for r in group.records if metric in r.metrics]),
-                "best test epoch": spread([r.best[metric] for r in group.records if metric in r.best]),
-                "seeds": str(len(group.records)),
-                "seconds": spread([r.seconds for r in group.records], "{:.2f}".format),
-                "runs": " ".join(f"[{numbers[id(r)]}](#run-{numbers[id(r)]})" for r in group.records),
-            }
-            lines.append(line | (_compared(group, metric, published) if compared else {}))
-    common = [name for name in SAID_ONCE if len(lines) > 1 and len({line[name] for line in lines}) == 1]
-    if told := ", ".join(filter(None, [lines[0][name] for name in common])):
-        yield f"{told}:"
-    yield table([column for column in columns if column not in common], lines)
+        alike[group.first.data["split"], group.first.setting].append(group)
+    for (split, setting), members in alike.items():
+        lines = [line for group in members for line in _lines(group, published, numbers)]
+        measures = {line["measure"] for line in lines}
+        common = [text(published.title(split)), text(setting), *(measures if len(measures) == 1 else ())]
+        yield f"#### {', '.join(filter(None, common))}"
+        yield table(COLUMNS if len(measures) > 1 else [name for name in COLUMNS if name != "measure"], lines)
+
+
+def _lines(group: Group, published: Published, numbers: Mapping[int, int]) -> Iterable[dict[str, str]]:
+    """One line a metric of a row."""
+    first = group.first
+    compared = first.kind not in NOT_COMPARED and not first.data["miniature"]
+    for metric in sorted(first.metrics, key=lambda name: natural([name])):
+        if metric in NOT_A_RESULT:
+            continue
+        line = {
+            "row": text(", ".join(filter(None, [published.title(first.method), first.variant, group.note]))),
+            "measure": text(measure(metric)),
+            "last epoch": spread([r.metrics[metric] for r in group.records if metric in r.metrics]),
+            "best test epoch": spread([r.best[metric] for r in group.records if metric in r.best]),
+            "seeds": str(len(group.records)),
+            "seconds": spread([r.seconds for r in group.records], "{:.2f}".format),
+            "runs": " ".join(f"[{numbers[id(r)]}](#run-{numbers[id(r)]})" for r in group.records),
+        }
+        yield line | (_compared(group, metric, published) if compared else {})
 
 
 def is_baseline(record: Record) -> bool:
@@ -232,7 +235,7 @@ def _literature(published: Published, beside_miniature: bool) -> Iterable[str]:
         yield "### " + text(", ".join(filter(None, [KINDS.get(kind, kind), setting, measure(metric)])))
         splits = list(dict.fromkeys(split for entry in entries for split in entry["values"]))
         sources = list(dict.fromkeys(published.sources[entry["source"]] for entry in entries))
-        apart = len(splits) > FEW_SPLITS
+        apart = len(splits) > FEW_SPLITS or max(map(len, sources)) > LONG_SOURCE
         lines = []
         for entry in entries:
             values = {text(published.title(s)): str(entry["values"][s]) for s in splits if s in entry["values"]}
