@@ -114,7 +114,7 @@ reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, train, evaluate, report [NTU
 	$(call prepare,ntu60,$(NTU60_RAW))
 	$(call chain,ntu60,$(NTU60_RAW),$(NTU60),$(FRACTIONS))
 	$(call one_stage,ntu60,$(NTU60_RAW),$(call presets,ntu60,$(NTU60_SPLITS),psp psp_ce),$(FRACTIONS)$(comma)1.0)
-	$(BIN)/python eval.py -m experiment=$(call presets,ntu60,$(NTU60_SPLITS),psp) labelled.fraction=1.0 protocol=inspect $(call sizes,$(NTU60_RAW)) $(ARGS)
+	$(BIN)/python eval.py -m experiment=$(call presets,ntu60,$(NTU60_SPLITS),psp) labelled.fraction=1.0 protocol=inspect 'protocol.rows=[trained]' $(call sizes,$(NTU60_RAW)) $(ARGS)
 	$(if $(filter true,$(full)),$(call beyond,ntu60,$(NTU60_RAW),$(call presets,ntu60,$(BEYOND),sds_cl $(NTU60_STREAMS)),$(call presets,ntu60,$(BEYOND),$(NTU60_STREAMS)),pku2,$(PKU2_RAW)))
 	$(call report,ntu60)
 	$(if $(filter true,$(full)),$(call report,pku2))
