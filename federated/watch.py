@@ -3,6 +3,7 @@
 import time
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from rich import get_console
@@ -30,7 +31,7 @@ class Watch:
     def __enter__(self) -> "Watch":
         if self._console.is_terminal:
             columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()
-            options = {"console": self._console, "transient": True, "speed_estimate_period": DAY}
+            options: dict[str, Any] = {"console": self._console, "transient": True, "speed_estimate_period": DAY}
             self._bars = Progress(*columns, TimeRemainingColumn(), **options)
             self._closing.enter_context(self._bars)
             self._bars.add_task(f"{self._title}: rounds", total=self._rounds)

@@ -45,7 +45,8 @@ def page(markdown: str, figures: Sequence[Section]) -> str:
         return renderer.renderer.render(tokens, renderer.options, {})
 
     head, *chapters = _chapters(renderer.parse(markdown))
-    tables, behind = [], []
+    tables: list[tuple[str, str, str]] = []
+    behind: list[tuple[str, str, str]] = []
     for number, chapter in enumerate(chapters):
         heading = chapter[1]
         chapter[0].attrSet("id", f"part-{number}")

@@ -117,8 +117,8 @@ def rates(rows: Sequence[tuple[str, Sequence[Rate]]], title: str) -> str:
         element(svg, "line", x1=place(0), x2=place(100), y1=y, y2=y, class_="track")
         element(svg, "text", name if len(name) <= ROOM else f"{name[: ROOM - 1]}…", x=left, y=y - 11)
         if marks[0].series == "trained":
-            value = f"{marks[0].value:.1f}"
-            element(svg, "text", value, x=width - right, y=y - 11, text_anchor="end", class_="value")
+            rate = f"{marks[0].value:.1f}"
+            element(svg, "text", rate, x=width - right, y=y - 11, text_anchor="end", class_="value")
         for mark_ in reversed(marks):  # the first on top
             _rate(svg, mark_, place, y, name)
     return written(svg)
