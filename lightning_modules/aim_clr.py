@@ -66,6 +66,7 @@ class AimCLR(SkeletonCLR):
         return self.terms(queries, keys) | {"key": keys}
 
     def augmented(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        """The views of query and key, and the extreme one."""
         return super().augmented(batch) | {"extreme": self.seen(self.extreme, batch, EXTREME_VIEW)}
 
     def terms(self, queries: Queries, keys: Tensor) -> dict[str, Tensor]:

@@ -105,6 +105,7 @@ class SkeletonModule(pl.LightningModule):
 
     @final
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """The sum of the terms, each logged under its name."""
         place, trainer = self.place, self.trainer
         place.epoch, place.step = trainer.current_epoch, batch_idx
         place.rank, place.world = trainer.global_rank, trainer.world_size
@@ -118,12 +119,14 @@ class SkeletonModule(pl.LightningModule):
 
     @final
     def optimizer_step(self, *args, **kwargs) -> None:
+        """The step, then what the method does after one."""
         super().optimizer_step(*args, **kwargs)
         with torch.no_grad():
             self.after_step(self._outputs)
         self._outputs = {}
 
     def configure_optimizers(self):
+        """The configured optimiser over what is trained, its rate by epochs."""
         optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}

@@ -32,11 +32,14 @@ class Classifier(ScoredModule):
         return self.fc(self.backbone.features(batch)).sum(1)
 
     def features(self, batch: SkeletonBatch) -> Tensor:
+        """Those of the backbone."""
         return self.backbone.features(batch)
 
     def objective(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        """Cross-entropy of the labels."""
         return {"cross_entropy": functional.cross_entropy(self.logits(batch), batch.labels)}
 
     def configure_optimizers(self):
+        """Fine-tuning trains the backbone, too."""
         self.backbone.requires_grad_(True)
         return super().configure_optimizers()

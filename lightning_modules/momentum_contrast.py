@@ -43,9 +43,11 @@ class MomentumContrast(SkeletonModule):
         return self.seen(self.view, batch, QUERY_VIEW), self.seen(self.view, batch, KEY_VIEW)
 
     def shown(self, batch: SkeletonBatch) -> Tensor:
+        """The clips at the frames of the view, without augmentation."""
         return self.view.figure(batch.joints, batch.num_frames)
 
     def augmented(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        """The views of query and key."""
         query, key = self.views(batch)
         return {"query": query, "key": key}
 

@@ -69,6 +69,7 @@ class PSP(TwoStreamModule, ScoredModule):
         self.accuracy = MulticlassAccuracy(num_classes, average="micro")
 
     def clips_in(self, batch: dict[str, SkeletonBatch]) -> int:
+        """Labelled and unlabelled clips together."""
         return sum(len(part.labels) for part in batch.values())
 
     def scores(self, features: Tensor) -> Tensor:
@@ -120,6 +121,7 @@ class PSP(TwoStreamModule, ScoredModule):
         return {"cross_entropy": functional.cross_entropy(self.scores(views.known), labels)} | contrast
 
     def objective(self, batch: dict[str, SkeletonBatch]) -> dict[str, Tensor]:  # type: ignore[override]
+        """The terms of the labelled and of the unlabelled clips."""
         labelled, unlabelled = batch["labelled"], batch["unlabelled"]
         streams = self.streams(labelled, LABELLED_VIEW) + self.streams(unlabelled, UNLABELLED_VIEW)
         return self.terms(self.views(*streams), labelled.labels)

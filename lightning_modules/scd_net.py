@@ -38,6 +38,7 @@ class SCDNet(HierarchicalContrast):
         return contrast_terms(pairs, self.temperature) | handed("key", keys)
 
     def after_step(self, outputs: dict[str, Tensor]) -> None:
+        """The keys of every level join its queue, and the key encoder follows."""
         for level, keys in self.gathered_levels(outputs, "key").items():
             self.queues[level].push(keys)
         self.encoders.follow()

@@ -20,8 +20,10 @@ class ScoredModule(SkeletonModule):
         raise NotImplementedError(f"{type(self).__name__} gives no scores")
 
     def validation_step(self, batch: SkeletonBatch, batch_idx: int) -> None:
+        """Count the right answers of a batch of the test side."""
         self.accuracy.update(self.logits(batch), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
+        """Log `test/top1`."""
         self.log("test/top1", 100 * self.accuracy.compute())
         self.accuracy.reset()

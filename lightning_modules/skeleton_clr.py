@@ -41,6 +41,7 @@ class SkeletonCLR(MomentumContrast):
         return {"contrast": contrast, "key": keys}
 
     def after_step(self, outputs: dict[str, Tensor]) -> None:
+        """The keys join the queue, and the key encoder follows."""
         self.queue.push(self.gathered(outputs["key"]))
         self.encoders.follow()
 

@@ -67,10 +67,12 @@ class TwoStreamModule(SkeletonModule):
         return self.pooled(*self.streams(batch))
 
     def shown(self, batch: SkeletonBatch) -> Tensor:
+        """The clips without empty frames, at the frames that the encoder reads."""
         joint, num_frames = drop_empty(batch.joints, batch.num_frames)
         return self.sampling.apply(joint, None, num_frames)
 
     def augmented(self, batch: SkeletonBatch) -> dict[str, Tensor]:
+        """Joint and motion as training draws them."""
         training = self.training
         self.train()
         joint, motion = self.streams(batch)
