@@ -20,6 +20,11 @@ FIGURES = """[...document.querySelectorAll('figure, table')].map((figure) => {
   return {width: box.width, height: box.height, inside: box.left >= 0 && box.right <= innerWidth + 0.5
     || figure.closest('.scroll') !== null, inked: figure.querySelectorAll('svg *, canvas, td').length};
 })"""
+CLIPPED = """[...document.querySelectorAll('figure > svg text')].filter((text) => {
+  const mine = text.getBoundingClientRect(), its = text.closest('svg').getBoundingClientRect();
+  return mine.left < its.left - 4 || mine.right > its.right + 4 || mine.top < its.top - 4
+    || mine.bottom > its.bottom + 4;
+}).map((text) => text.textContent)"""
 OVERFLOW = "document.documentElement.scrollWidth - innerWidth"
 
 
@@ -61,7 +66,7 @@ def test_every_figure_is_seen_whole_and_nothing_complains(page, width, height):
     found = page.run(FIGURES)
     assert len(found) >= 12
     assert all(f["width"] > 100 and f["height"] > 20 and f["inside"] and f["inked"] for f in found), found
-    assert page.run(OVERFLOW) <= 0
+    assert page.run(OVERFLOW) <= 0 and page.run(CLIPPED) == []
     assert page.problems == [] and len(page.requested) == 1, "the page itself and nothing else"
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_chain import config
+from test_loggers import contents
 
 import eval as evaluation
 import prepare
@@ -147,9 +148,14 @@ def test_streams_are_trained_apart_and_their_scores_added(streams, monkeypatch):
     assert run(evaluation, streams, *SCD_NET, "protocol=linear", "fuse=three_streams", "fuse.bone=0.1")
 
 
-def test_neighbours_are_fused_too(streams):
-    protocol = ["protocol=knn", "protocol.rows=[trained]"]
-    assert set(run(evaluation, streams, *SCD_NET, *protocol, "fuse=three_streams")) == {"3 streams"}
+def test_neighbours_are_fused_too_and_watched(streams):
+    protocol = ["protocol=knn", "protocol.rows=[trained]", "logger.mode=offline"]
+    rows = run(evaluation, streams, *SCD_NET, *protocol, "fuse=three_streams")
+    assert set(rows) == {"3 streams"}
+    (file,) = streams.rglob("fused-*/wandb/offline-run-*/*.wandb")
+    watched, _, history, exits = contents(file.parents[2])
+    assert (watched.job_type, exits) == ("knn", [0]) and "joint, motion, bone" in watched.tags
+    assert [row["k1"] for row in history if "k1" in row] == [rows["3 streams"]]
 
 
 def test_a_method_of_several_streams_at_once_has_none_to_fuse(trained):

@@ -274,7 +274,7 @@ def matrix(
     bright: what the scale beside it says of its bright end.
     """
     rows = columns = len(names)
-    size, left, bottom, right = 360, 46, 40, 50
+    size, left, bottom, right = 360, 46, 40, 64
     svg = canvas(size + left + right, size + bottom + 8, title)
     picture = element(svg, "image", x=left, y=4, width=size, height=size, preserveAspectRatio="none")
     picture.set("href", data_url(heat(values)))
