@@ -3,7 +3,7 @@
 import html
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -26,11 +26,12 @@ NAMED = 5  # confusions named below a matrix
 
 @dataclass(frozen=True)
 class Section:
-    """A heading of the page and the figures below it; more: those folded away; first: before the tables."""
+    """A heading of the page and the figures below it; more: those folded away as `folded`; first: before the tables."""
 
     title: str
     figures: tuple[str, ...]
     more: tuple[str, ...] = ()
+    folded: str = "Baselines"
     first: bool = False
 
 
@@ -39,7 +40,12 @@ def sections(records: Sequence[Record], parts: Mapping[str, Parts], published: P
     records = in_order(records)
     made = [
         Section("At a glance", tuple(_glances(records, published)), first=True),
-        Section("Curves", tuple(_curves(records, published))),
+        Section(
+            "Curves",
+            tuple(_curves(records, published, lambda name: not is_term(name))),
+            tuple(_curves(records, published, is_term)),
+            "Terms of the losses",
+        ),
         Section(
             "Confusion",
             tuple(_each([r for r in records if not is_baseline(r)], parts, "confusion", published, _confusion)),
@@ -108,7 +114,7 @@ def _glances(records: Sequence[Record], published: Published) -> Iterable[str]:
         title = ", ".join(filter(None, [KINDS.get(kind, kind), setting]))
         told = f"{data}, {published.title(split)}. {measure(metric)}, per cent; the number is the trained network's."
         shown = [name for name in plots.SERIES if any(name == mark.series for _, marks in rows for mark in marks)]
-        body = plots.rates(rows, f"{title}, {told}") + (plots.rates_legend(shown) if len(shown) > 1 else "")
+        body = plots.rates(rows, f"{title}, {told}") + ("" if shown == ["trained"] else plots.rates_legend(shown))
         yield figure(body, title, told)
 
 
@@ -142,12 +148,17 @@ def _headline(record: Record) -> str:
 # --- curves ------------------------------------------------------------------------------------------------------
 
 
-def _curves(records: Sequence[Record], published: Published) -> Iterable[str]:
+def is_term(name: str) -> bool:
+    """Whether a curve is of a part of a loss."""
+    return name.startswith("train/") and name != TOTAL
+
+
+def _curves(records: Sequence[Record], published: Published, wanted: Callable[[str], bool]) -> Iterable[str]:
     for data in dict.fromkeys(r.data["name"] for r in records):
         for kind in dict.fromkeys(r.kind for r in records if r.data["name"] == data):
             of_kind = [r for r in records if r.kind == kind and r.data["name"] == data and r.curves]
             for groups in _together(grouped(of_kind, records)):
-                yield from _of_groups(groups, f"{KINDS.get(kind, kind)} on {data}", published)
+                yield from _of_groups(groups, f"{KINDS.get(kind, kind)} on {data}", published, wanted)
 
 
 def _together(groups: Sequence[Group]) -> Iterable[Sequence[Group]]:
@@ -158,7 +169,9 @@ def _together(groups: Sequence[Group]) -> Iterable[Sequence[Group]]:
     return by_setting.values()
 
 
-def _of_groups(groups: Sequence[Group], title: str, published: Published) -> Iterable[str]:
+def _of_groups(
+    groups: Sequence[Group], title: str, published: Published, wanted: Callable[[str], bool]
+) -> Iterable[str]:
     several = len({group.first.data["split"] for group in groups}) > 1
     rows = [_parts(group, published, several) for group in groups]
     common = [part for part in rows[0][1:] if part and all(part in row[1:] for row in rows)] if len(rows) > 1 else []
@@ -169,7 +182,7 @@ def _of_groups(groups: Sequence[Group], title: str, published: Published) -> Ite
             panels[name, own if whose else ""].append(line)
     x_name = X_NAMES.get(groups[0].first.kind, "epoch")
     for (name, whose), lines in sorted(panels.items(), key=lambda item: _metric_order(*item[0])):
-        if _worth_drawing(name, lines, panels.get((TOTAL, whose), ())):
+        if wanted(name) and _worth_drawing(name, lines, panels.get((TOTAL, whose), ())):
             told = ", ".join(filter(None, [title, *common, whose]))  # what all lines share is told once
             yield from _panels(f"{name}, each" if whose else name, lines, told, x_name)
 
@@ -177,7 +190,7 @@ def _of_groups(groups: Sequence[Group], title: str, published: Published) -> Ite
 def _worth_drawing(name: str, lines: Sequence[plots.Line], total: Sequence[plots.Line]) -> bool:
     """Not what was measured but once, which stands in the tables, and not the only term of a loss."""
     points = [line.points for line in lines]
-    alone = name.startswith("train/") and name != TOTAL and points == [line.points for line in total]
+    alone = is_term(name) and points == [line.points for line in total]
     return any(len(line) > 1 for line in points) and not alone
 
 
