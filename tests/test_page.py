@@ -153,6 +153,31 @@ def test_what_lines_share_is_told_in_the_caption(tmp_path):
     )
 
 
+def test_baselines_confusion_and_terms_of_losses_are_folded_away(tmp_path):
+    curves = {name: [[1, 2.0], [2, y]] for name, y in (("train/loss", 1.0), ("train/stl", 0.5), ("train/gl", 0.25))}
+    train, same = toy.train_record(1, curves=curves), {"train/loss": [[1, 2.0], [2, 1.0]]}
+    ours, bare = toy.record("knn"), toy.record("knn", variant="coordinates")
+    parts = {record.id: {"confusion": toy.confusion()} for record in (ours, bare)}
+    text = written([train, ours, bare], parts, tmp_path)
+    assert "<details><summary>Terms of the losses (2)</summary>" in text and "<summary>Baselines (1)</summary>" in text
+    shown = re.sub(r"<details>.*?</details>", "", text, flags=re.S)
+    assert "train/loss over epoch" in shown and "train/stl over epoch" not in shown
+    assert 'aria-label="Confusion matrix, SDS-CL, xsub"' in shown and "Confusion matrix, SDS-CL, coord" not in shown
+    alone = toy.train_record(1, curves=same | {"train/cross_entropy": same["train/loss"]})
+    assert "cross_entropy over epoch" not in written([alone], {}, tmp_path), "a loss of one term is drawn once"
+
+
+def test_more_lines_than_colours_are_parted_by_split_and_setting(tmp_path):
+    runs = [
+        toy.train_record(1, method=f"m{n}", key=f"{n}{split}" * 8, data=toy.DATA | {"split": split})
+        for split in ("ntu60_xsub", "ntu60_xview")
+        for n in range(4)
+    ]
+    text = written(runs, {}, tmp_path)
+    assert re.findall('train/loss over epoch: ([^"]*)"', text) == ["m0, m1, m2, m3"] * 2
+    assert "miniature, not NTU RGB+D 60, xsub<" in text and "miniature, not NTU RGB+D 60, ntu60_xview<" in text
+
+
 def test_losses_and_what_is_behind_are_folded_away(tmp_path):
     records, parts = toy.everything()
     text = written(records, parts, tmp_path)

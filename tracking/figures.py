@@ -157,23 +157,26 @@ def _curves(records: Sequence[Record], published: Published, wanted: Callable[[s
     for data in dict.fromkeys(r.data["name"] for r in records):
         for kind in dict.fromkeys(r.kind for r in records if r.data["name"] == data):
             of_kind = [r for r in records if r.kind == kind and r.data["name"] == data and r.curves]
+            several = len({record.data["split"] for record in of_kind}) > 1
             for groups in _together(grouped(of_kind, records)):
-                yield from _of_groups(groups, f"{KINDS.get(kind, kind)} on {data}", published, wanted)
+                yield from _of_groups(groups, f"{KINDS.get(kind, kind)} on {data}", published, several, wanted)
 
 
 def _together(groups: Sequence[Group]) -> Iterable[Sequence[Group]]:
-    """The groups whose lines share axes: all of them, or those of one setting where they are more than colours."""
-    by_setting: dict[str, list[Group]] = defaultdict(list)
+    """The groups whose lines share axes: all, or where they are more than colours those of one split and setting."""
+    if len(groups) <= len(plots.PALETTE):
+        return [groups] if groups else []
+    alike: dict[tuple[str, str], list[Group]] = defaultdict(list)
     for group in groups:
-        by_setting[group.first.setting if len(groups) > len(plots.PALETTE) else ""].append(group)
-    return by_setting.values()
+        alike[group.first.data["split"], group.first.setting].append(group)
+    return alike.values()
 
 
 def _of_groups(
-    groups: Sequence[Group], title: str, published: Published, wanted: Callable[[str], bool]
+    groups: Sequence[Group], title: str, published: Published, several: bool, wanted: Callable[[str], bool]
 ) -> Iterable[str]:
-    several = len({group.first.data["split"] for group in groups}) > 1
-    rows = [_parts(group, published, several) for group in groups]
+    """several: whether the lines of the section are of several splits, which are then named."""
+    rows = [_parts(group, published, with_split=several) for group in groups]
     common = [part for part in rows[0][1:] if part and all(part in row[1:] for row in rows)] if len(rows) > 1 else []
     panels: dict[tuple[str, str], list[plots.Line]] = defaultdict(list)
     for group, row in zip(groups, rows, strict=True):

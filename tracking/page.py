@@ -65,9 +65,8 @@ def page(markdown: str, figures: Sequence[Section]) -> str:
 def _drawn(number: int, section: Section) -> str:
     parts = [f'<h2 id="figures-{number}">{escaped(section.title)}</h2>', _grid(section.figures)]
     if section.more:
-        parts.append(
-            f"<details><summary>{escaped(section.folded)} ({len(section.more)})</summary>{_grid(section.more)}</details>"
-        )
+        summary = f"<summary>{escaped(section.folded)} ({len(section.more)})</summary>"
+        parts.append(f"<details>{summary}{_grid(section.more)}</details>")
     return "".join(parts)
 
 
