@@ -24,10 +24,17 @@ class Augmentation:
         applied = torch.rand(n, generator=generator) < self.probability
         return {"applied": applied} | self.numbers(n, generator)
 
-    def apply(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        """joints (N, C, T, V, M), changed where `applied`."""
-        drawn = {name: value.to(joints.device) for name, value in drawn.items()}
-        return torch.where(drawn["applied"][:, None, None, None, None], self.change(joints, drawn), joints)
+    def apply(self, joints: Tensor, drawn: dict[str, Tensor], owned: bool = False) -> Tensor:
+        """joints (N, C, T, V, M), changed where `applied`; in place if they are `owned`, which spares a copy."""
+        rows = drawn["applied"].nonzero()[:, 0]  # where the numbers were drawn, on the CPU: no wait for a GPU
+        if len(rows) == 0:
+            return joints
+        numbers = {name: value[rows].to(joints.device) for name, value in drawn.items()}
+        if len(rows) == len(joints):
+            return self.change(joints, numbers)
+        rows = rows.to(joints.device)
+        changed = self.change(joints.index_select(0, rows), numbers)
+        return (joints if owned else joints.clone()).index_copy_(0, rows, changed)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,7 @@ class Compose:
         return tuple(augmentation.draw(n, generator) for augmentation in self.augmentations)
 
     def apply(self, joints: Tensor, drawn: tuple[dict[str, Tensor], ...]) -> Tensor:
+        given = joints
         for augmentation, numbers in zip(self.augmentations, drawn, strict=True):
-            joints = augmentation.apply(joints, numbers)
+            joints = augmentation.apply(joints, numbers, owned=joints is not given)
         return joints

@@ -73,7 +73,8 @@ class Flip(Augmentation):
         return {}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        return joints[:, :, :, list(TOPOLOGIES[self.topology].mirrored)]
+        order = torch.tensor(TOPOLOGIES[self.topology].mirrored, device=joints.device)
+        return joints.index_select(3, order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,9 @@ class SpatialMask(Augmentation):
         scores = (near @ near)[drawn["joints"]].sum(1)
         chosen = scores.argsort(dim=1, descending=True, stable=True)[:, : self.masked]
         hidden = torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
-        return joints.masked_fill(hidden[:, None, None, :, None], 0)
+        # Bodies folded into joints: a mask of two neighbouring numbers is four times as slow.
+        hidden = hidden[:, :, None].expand(-1, -1, joints.shape[4]).flatten(1)
+        return torch.where(hidden[:, None, None], 0, joints.flatten(3)).view_as(joints)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,4 +144,4 @@ class TemporalMask(Augmentation):
             )
         hidden = torch.zeros(len(joints), self.segments, dtype=torch.bool, device=joints.device)
         hidden = hidden.scatter(1, drawn["segments"], True).repeat_interleave(self.length, dim=1)
-        return joints.masked_fill(hidden[:, None, :, None, None], 0)
+        return torch.where(hidden[:, None, :, None], 0, joints.flatten(3)).view_as(joints)

@@ -14,8 +14,11 @@ from datamodules.transforms.augmentation import Augmentation
 
 def take_frames(joints: Tensor, frames: Tensor) -> Tensor:
     """Frames (N, F) of joints (N, C, T, V, M), each clip its own: (N, C, F, V, M)."""
-    n, c, _, v, m = joints.shape
-    return joints.gather(2, frames[:, None, :, None, None].expand(n, c, frames.shape[1], v, m))
+    n, c, t, v, m = joints.shape
+    # Whole frames of an axis are copied: a gather would look up every number by itself.
+    first = torch.arange(n * c, device=joints.device).view(n, c, 1) * t
+    rows = (first + frames[:, None]).flatten()
+    return joints.reshape(n * c * t, v * m).index_select(0, rows).view(n, c, frames.shape[1], v, m)
 
 
 def drop_empty(joints: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
