@@ -155,7 +155,7 @@ class Orchestrator:
         sent: State,
         chosen: list[int],
         rate: float,
-        on_client: Callable[[dict], None] | None,
+        on_client: Callable[[dict], None] | None = None,
     ) -> tuple[State | None, list[dict], int]:
         """Mean of the survivors (None without one), what became of each client, bytes received.
 

@@ -80,7 +80,8 @@ def test_drift_is_how_far_a_client_went(tmp_path):
     assert [outcome["client"] for outcome in came_back] == [0, 1, 2, 3]
     fresh = federation()
     for outcome in came_back:
-        state = fresh.engine._client.run(fresh._task(fresh._begin(), outcome["client"], 1.0)).state
+        begun = fresh._begin()
+        state = fresh.engine._client.run(fresh._task(begun, begun.shared, outcome["client"], 1.0)).state
         moved = sum((state[name].double() - start[name].double()).square().sum() for name in fresh.adapter.trained)
         assert outcome["drift"] == pytest.approx(float(moved) ** 0.5) and outcome["drift"] > 0
         fresh.adapter.load(start)
