@@ -65,7 +65,8 @@ def test_the_mean_is_the_plain_one_but_for_rounding(strategy, name):
     plain, hidden = (federation(strategy=strategy), made(Toy(), settings(name), strategy=strategy))
     means = []
     for orchestrator in (plain, hidden):
-        mean, outcomes, _ = orchestrator._train(orchestrator._begin(), [0, 1, 2, 3], 1.0, None)
+        begun = orchestrator._begin()
+        mean, outcomes, _ = orchestrator._train(begun, begun.shared, [0, 1, 2, 3], 1.0)
         assert not any("error" in outcome for outcome in outcomes)
         means.append({key: value.double() for key, value in mean.items()})
     # Every client's number is rounded by less than a step, times at most 1 / its share of the largest weight.
