@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_modules.precision import in_float32
+from datamodules.precision import in_float32
 
 
 def linear(in_features: int, out_features: int) -> nn.Linear:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datamodules.precision import in_float32
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -24,6 +26,7 @@ class Augmentation:
         applied = torch.rand(n, generator=generator) < self.probability
         return {"applied": applied} | self.numbers(n, generator)
 
+    @in_float32
     def apply(self, joints: Tensor, drawn: dict[str, Tensor], owned: bool = False) -> Tensor:
         """joints (N, C, T, V, M), changed where `applied`; in place if they are `owned`, which spares a copy."""
         rows = drawn["applied"].nonzero()[:, 0]  # where the numbers were drawn, on the CPU: no wait for a GPU

@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.precision import in_float32
 from lightning_modules.contrast.momentum import as_buffers
 from lightning_modules.encoders.hierarchical import Projected
-from lightning_modules.precision import in_float32
 
 
 @in_float32

@@ -15,7 +15,6 @@ from lightning_modules.evaluation.linear import LinearProbe
 from lightning_modules.evaluation.measured import Measured, top1
 from lightning_modules.evaluation.subject import Subject
 from lightning_modules.fitting import fit
-from lightning_modules.precision import autocast
 from lightning_modules.schedules import Schedule
 
 
@@ -53,8 +52,7 @@ class FineTune:
         data = subject.make_data(**batches, fraction=self.fraction, labelled=None, tested=True)
         history = self._fit(classifier, data, subject)
         logits = classifier.eval().to(subject.device).logits
-        with autocast(subject.trainer, subject.device):
-            scores = embed(logits, data.ordered("test"), subject.device, f"scores: {subject.name}")
+        scores = embed(logits, data.ordered("test"), subject.device, f"scores: {subject.name}")
         labels = len(data.label_rows(self.fraction))
         metrics, best = {"top1": top1(scores), "labels": labels}, {"top1": history.best("test/top1")}
         return Measured(metrics, best, scores, history.curves())

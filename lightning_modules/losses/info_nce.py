@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_modules.precision import in_float32
+from datamodules.precision import in_float32
 
 
 @in_float32

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_modules.precision import in_float32
+from datamodules.precision import in_float32
 
 
 def nearest(negatives: Sequence[Tensor]) -> Tensor:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from lightning_modules.precision import in_float32
+from datamodules.precision import in_float32
 
 
 @in_float32
