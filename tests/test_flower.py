@@ -313,7 +313,8 @@ def test_supernodes_hide_their_changes_from_the_superlink(tmp_path):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         alone = federate.main.run(compose("federate", settings))
     hidden = [*settings, *server, "federated/privacy=secure_aggregation"]
-    said, logs = deployed(hidden, own, tmp_path, certified(tmp_path, 2))
+    (tmp_path / "keys").mkdir()
+    said, logs = deployed(hidden, own, tmp_path, certified(tmp_path / "keys", 2))
     (key,) = (line.removeprefix("key: ") for line in said.splitlines() if line.startswith("key: "))
     assert key != alone["key"], logs
     found, plain = adapters(tmp_path / "server", key), adapters(tmp_path / "alone", alone["key"])

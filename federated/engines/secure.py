@@ -5,7 +5,9 @@ older API: the mod looks for a reply in the form of a FitRes, the workflow for a
 called around our client, whose reply is given that form, and the workflow's four stages are called one by one.
 """
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,12 +192,25 @@ class SecureFlower:
         )
         legacy, state = Legacy(list(contents)), WorkflowState()
         context: Any = LegacyContext(_round_context(tasks[0].round_number), strategy=legacy)  # type: ignore[arg-type]
-        done = workflow.setup_stage(self._grid, context, state)
-        state.nid_to_fitins = contents  # in place of its own: ours hold names and types
-        for stage in (workflow.share_keys_stage, workflow.collect_masked_vectors_stage, workflow.unmask_stage):
-            done = done and stage(self._grid, context, state)
+        with told_of_trouble_alone():
+            done = workflow.setup_stage(self._grid, context, state)
+            state.nid_to_fitins = contents  # in place of its own: ours hold names and types
+            for stage in (workflow.share_keys_stage, workflow.collect_masked_vectors_stage, workflow.unmask_stage):
+                done = done and stage(self._grid, context, state)
         reasons = "; ".join(str(failure) for failure in state.failures) or "too few clients stayed"
         return legacy.results, " ".join(reasons.split())[:500]
+
+
+@contextmanager
+def told_of_trouble_alone() -> Iterator[None]:
+    """Flower's log without the lines of every round, which speak of a client manager that is not there."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _round_context(number: int) -> Context:
