@@ -111,6 +111,7 @@ NTU60 := $(call presets,ntu60,$(NTU60_SPLITS),sds_cl $(NTU60_STREAMS))
 BEYOND ?= $(NTU60_SPLITS)
 
 reproduce-ntu60: $(STAMP) ## NTU RGB+D 60: prepare, train, evaluate, report [NTU60_RAW=folder PKU2_RAW=folder full=true ...]
+	$(if $(and $(filter true,$(full)),$(NTU60_RAW)),$(if $(PKU2_RAW),,@echo "full=true transfers to PKU-MMD II: expected PKU2_RAW=folder beside NTU60_RAW, found none" >&2; exit 2))
 	$(call prepare,ntu60,$(NTU60_RAW))
 	$(call chain,ntu60,$(NTU60_RAW),$(NTU60),$(FRACTIONS))
 	$(call one_stage,ntu60,$(NTU60_RAW),$(call presets,ntu60,$(NTU60_SPLITS),psp psp_ce),$(FRACTIONS)$(comma)1.0)

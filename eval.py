@@ -235,7 +235,9 @@ def scores_of(record: records.Record, folder: Path) -> Path:
 def evaluate(config: DictConfig) -> tuple[Evaluation, dict[str, Row]]:
     """Every row of one evaluation, by its name."""
     evaluation = Evaluation.of(config)
-    announce(evaluation.run)
+    announce(evaluation.run.data, config.data.title)
+    if evaluation.on is not config:
+        announce(evaluation.data, evaluation.on.data.title)
     if config.fresh:
         set_aside(evaluation.folder)
     if "fraction" in config.protocol:

@@ -104,12 +104,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
 
 
-def announce(run: Run) -> None:
-    """Say it wherever numbers are made: a miniature is not the data set."""
-    if run.data.miniature and processes.rank() == 0:
-        print(
-            f"*** miniature, not {run.config['data']['title']}: these numbers say nothing about the real data set ***"
-        )
+def announce(data: SkeletonDataModule, title: str) -> None:
+    """Say it wherever numbers are made: a miniature is not the data set of this title."""
+    if data.miniature and processes.rank() == 0:
+        print(f"*** miniature, not {title}: these numbers say nothing about the real data set ***")
 
 
 @door("train", expected=(InputError,), conf=Path(__file__).parent / "conf")
@@ -117,7 +115,7 @@ def main(config: DictConfig) -> dict:
     """Train until the last epoch; returns the record's metrics, the run's key and its folder."""
     check_processes(config)
     run = Run.of(config)
-    announce(run)
+    announce(run.data, config.data.title)
     first = processes.rank() == 0  # of several processes one looks after the files
     found = records.find(Path(config.paths.records), key=run.key, kind="train")
     if found and run.finished and not config.fresh:

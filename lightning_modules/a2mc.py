@@ -34,6 +34,8 @@ class A2MC(HierarchicalContrast):
     label_pass: released True, the pseudo-label comes from a pass of its own, under another dropout than the attack's.
     aliased_bank: released True, the second instance update sees the bank after the first; ours one step on their sum.
     labels: number of pseudo-labels.
+    bank_temperature, bank_learning_rate, bank_momentum, bank_weight_decay: how the banks climb, as published, where
+        they are constants of the code.
     """
 
     def __init__(
@@ -53,11 +55,16 @@ class A2MC(HierarchicalContrast):
         learnt_head: bool = True,
         label_pass: bool = False,
         aliased_bank: bool = False,
+        bank_temperature: float = 0.03,
+        bank_learning_rate: float = 3.0,
+        bank_momentum: float = 0.9,
+        bank_weight_decay: float = 1e-4,
     ):
         super().__init__(encoder, view, optimizer, schedule, seed, dim, memory_size, momentum, temperature)
         self.attacks, self.mixer, self.label_pass = tuple(attacks), mixer, label_pass
         self.head = PrototypeHead(dim, labels) if learnt_head else RandomHead(self.feature_width, labels)
-        self.banks = nn.ModuleDict({level: AdversarialBank(dim, memory_size, aliased=aliased_bank) for level in LEVELS})
+        climb = bank_temperature, bank_learning_rate, bank_momentum, bank_weight_decay
+        self.banks = nn.ModuleDict({level: AdversarialBank(dim, memory_size, *climb, aliased_bank) for level in LEVELS})
         self.register_buffer("filled", torch.zeros((), dtype=torch.long))
 
     @property

@@ -134,6 +134,17 @@ def test_every_switch_changes_the_step_and_nothing_else_is_needed_to_turn_it():
     assert all(torch.equal(value, released[key]) for key, value in after().items())
 
 
+def test_how_the_banks_climb_can_be_set_and_is_published_else():
+    told = {"temperature": 0.5, "learning_rate": 0.1, "momentum": 0.2, "weight_decay": 0.3}
+    published = {"temperature": 0.03, "learning_rate": 3.0, "momentum": 0.9, "weight_decay": 1e-4}
+    for module, expected in (
+        (a2mc(**{f"bank_{name}": value for name, value in told.items()}), told),
+        (a2mc(), published),
+    ):
+        for bank in module.banks.values():
+            assert {name: getattr(bank, name) for name in expected} == expected
+
+
 def test_label_pass_draws_dropout_of_its_own():
     """The two passes of the released code see different dropout; without the first the attack's own pass labels."""
     module = full(a2mc(RELEASED, dropout=0.5)).train()

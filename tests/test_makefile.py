@@ -52,3 +52,10 @@ def test_the_table_of_ntu_60_holds_every_method_and_the_full_one_every_protocol(
     assert values(full, "protocol.fraction") == {"0.01", "0.05", "0.1", "0.2", "0.4"}
     assert values(full, "fuse") == {"three_streams"} and values(full, "stream") == {"motion", "bone"}
     assert values(full, "data@target") == {"pku2"}
+
+
+def test_a_real_set_is_not_transferred_to_a_miniature():
+    words = ["make", "-o", ".venv/.installed", "reproduce-ntu60", "full=true", "NTU60_RAW=/raw", "PKU2_RAW="]
+    told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 2 and not told.stdout
+    assert "expected PKU2_RAW=folder beside NTU60_RAW, found none" in told.stderr

@@ -93,9 +93,10 @@ def test_the_supervised_row_needs_no_pre_training_and_the_others_do(trained):
 
 
 @pytest.mark.parametrize("protocol", ["linear", "finetune", "semi"])
-def test_transfer_measures_on_the_target_and_says_where_the_weights_are_from(trained, protocol):
+def test_transfer_measures_on_the_target_and_says_where_the_weights_are_from(trained, protocol, capsys):
     target = ["data@target=ntu60", f"target.raw={trained / 'other'}", "target.data.split=ntu60_xview"]
     rows = run(evaluation, trained, *SDS_CL, f"protocol={protocol}", *target)
+    assert capsys.readouterr().out.count("*** miniature, not NTU RGB+D 60") == 2  # of the source, and of the target
     assert "trained" in rows and "coordinates" in rows
     for name in rows:
         record = next(
