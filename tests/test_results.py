@@ -1,6 +1,7 @@
 """Committed results: records that can be read, that do not tell where they were made, and their report."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -52,21 +53,24 @@ def test_the_sentences_of_the_readme_are_what_the_records_say():
         return f"{record.metrics['k1' if kind == 'knn' else 'top1']:.1f}"
 
     blank = "coordinates"
-    told = f"({of('knn', 'sds_cl', blank)} by 1-NN; linear {of('linear', 'sds_cl', blank)} under SDS-CL's probe, "
-    assert told + f"{of('linear', 'aim_clr', blank)} under that of SkeletonCLR and AimCLR)" in text
+    assert f"({of('knn', 'sds_cl', blank)} by 1-NN, {of('linear', 'sds_cl', blank)} by the linear probe)" in text
     for name, method in {
         "SDS-CL": "sds_cl",
         "SCD-Net": "scd_net",
+        "A2MC (our reading)": "a2mc",
+        "A2MC (released)": "a2mc_released",
         "SkeletonCLR": "skeleton_clr",
         "AimCLR": "aim_clr",
     }.items():
+        assert of("linear", method, blank) == of("linear", "sds_cl", blank)  # one probe for every method
         pairs = [of(kind, method, variant) for kind in ("linear", "knn") for variant in ("", "random initialisation")]
         assert f"| {name} | {' | '.join(pairs)} |" in text
-    (tilted,) = records.find(RESULTS / "ucla", method="sds_cl_augmented")
-    assert (
-        f"wider networks ({of('knn', 'sds_cl_wide')}), tilted and sheared streams ({tilted.metrics['test/knn1']:.1f};"
-        in text
-    )
+    alone = {method: of("finetune", method, "supervised only") for method in ("sds_cl", "scd_net")}
+    assert f"SDS-CL's network reaches {alone['sds_cl']}, SCD-Net's, which is also A2MC's, {alone['scd_net']}." in text
+    (trained,) = records.find(RESULTS / "ucla", kind="train", method="scd_net")
+    blind = 4 * math.log(1 + trained.config["method"]["memory_size"])
+    assert f"goes to {trained.metrics['train/loss']:.1f} from {blind:.1f}" in text
+    assert f"wider networks ({of('knn', 'sds_cl_wide')})" in text
     rows = json.loads((RESULTS / "performance.json").read_text())["rows"]
     points = {name: row["points"][0] for name, row in rows.items()}
     times = {name: point["plain"] / point["ours"] for name, point in points.items() if "plain" in point}
