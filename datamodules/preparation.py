@@ -5,13 +5,11 @@ never costs a good store. Clips go through files of bounded size: memory does no
 """
 
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.alone import alone_in
 from datamodules.errors import InputError
 from datamodules.normalise import RECIPES
 from datamodules.readers import MalformedFile, RawSample, Reader
@@ -80,7 +79,8 @@ def prepare(
     exclude: names of files, without suffix, to leave out (a data set's list of missing skeletons).
     workers: processes, 0 for one a core. strict: a file or clip that cannot be read is an error, and nothing is
     written; otherwise the raw manifest records it.
-    A killed run is continued by the next and leaves the same bytes. Returns dataset, miniature, out, clips, rejected,
+    A killed run is continued by the next and leaves the same bytes; of two at once the second waits and finds what
+    the first has made. Returns dataset, miniature, out, clips, rejected,
     excluded, recipes, digest (of the raw store) and already (nothing was to be done). Raises InputError.
     """
     out = Path(out)
@@ -88,7 +88,7 @@ def prepare(
         if recipe not in RECIPES:
             raise InputError(f"recipes: expected some of {', '.join(RECIPES)}, found {recipe!r}: correct the name")
     plan = _plan(reader, Path(raw), exclude, name, miniature)
-    with _alone_in(out):
+    with alone_in(out):
         for store in (RAW, *RECIPES):
             settle(out / store)
         for store in (RAW, *recipes):
@@ -308,23 +308,6 @@ def _offsets(frames: np.ndarray, bodies: np.ndarray, num_joints: int) -> np.ndar
 
 def _counts(index: StoreIndex) -> dict[str, int]:
     return {"clips": len(index), "frames": int(index.frames.sum()), "bodies": int(index.bodies.sum())}
-
-
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    """Only one process at a time prepares into a folder; the lock ends with the process, however it ends."""
-    out.mkdir(parents=True, exist_ok=True)
-    folder = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{out}: expected to be alone, found another preparation at work: wait for it") from None
-        yield
-    finally:
-        os.close(folder)
-        with suppress(OSError):  # not empty: the usual case
-            out.rmdir()
 
 
 def _report(out: Path, recipes: Sequence[str], already: bool) -> dict:

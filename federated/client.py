@@ -12,6 +12,7 @@ from datamodules.errors import InputError
 from federated.adapter import Adapter, NotFiniteError
 from federated.data import ClientData, own_share
 from federated.device import ALONE, SameStart, Team, check_options, kept_modes, quiet, trainer
+from federated.garbage import cleared
 from federated.seeding import keyed, seed_of, seeded
 from federated.state import State
 from federated.terms import Term, TermGradients
@@ -137,7 +138,8 @@ class Client:
         Raises InputError if the module changed a frozen parameter: the clients after it would not be what they should;
         and for what fails in one process of a team, whose others wait for it in the middle of a step.
         """
-        outcome = self._attempt(task, time.monotonic())
+        with cleared():
+            outcome = self._attempt(task, time.monotonic())
         self._adapter.check_frozen()
         return outcome
 

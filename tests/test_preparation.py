@@ -4,6 +4,8 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,14 @@ from datamodules.readers.ntu_rgbd import NTUReader
 from datamodules.store import SkeletonStore, open_derived, read_manifest
 from datamodules.topology import NTU25, SkeletonTopology
 
+PREPARING = """
+import sys
+from pathlib import Path
+sys.path.insert(0, "..")
+import test_preparation
+def run(raw, out, log):
+    test_preparation.run(raw, out, reader=test_preparation.SeedReader(log), recipes=["dsta"])
+"""
 GOLDEN_RAW = Path(__file__).parent / "golden" / "ntu" / "raw"
 
 
@@ -340,15 +350,21 @@ def test_what_is_no_store_of_this_data_is_not_replaced(raw, tmp_path):
         run(raw, tmp_path / "out", miniature=True)
 
 
-def test_two_at_once_are_refused(raw, tmp_path):
-    out = tmp_path / "out"
+def test_of_two_at_once_the_second_waits_and_finds_what_the_first_made(raw, tmp_path):
+    reader, out = SeedReader(tmp_path / "log"), tmp_path / "out"
     out.mkdir()
     folder = os.open(out, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
-    with pytest.raises(InputError, match="another preparation"):
-        run(raw, out)
+    command = [sys.executable, "-c", f"{PREPARING}run(Path({str(raw)!r}), Path({str(out)!r}), Path({str(reader.log)!r}))"]
+    both = [subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.stdout.readline() for process in both]
+    assert all("another process is at work" in line for line in told)
+    assert not reader.log.exists()
     os.close(folder)
-    assert run(raw, out)["clips"] == 10
+    assert sorted("already prepared" in process.communicate(timeout=60)[0] for process in both) == [False, True]
+    assert [process.returncode for process in both] == [0, 0]
+    assert len(reader.log.read_text().split()) == 10
+    assert len(SkeletonStore(out / "dsta")) == 10
 
 
 def in_a_child(action):

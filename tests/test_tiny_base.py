@@ -1,6 +1,9 @@
 """The tiny base: packed rows equal rows alone, the same recipe gives the same bytes, and it learns."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from toys_mllm import SIZE
 from datamodules.image_text.batch import IGNORED
 from datamodules.miniature import picture_questions
 from datamodules.miniature.picture_questions import QUESTIONS, ask_all, vocabulary_texts
-from datamodules.miniature.scenes_images import COLOURS, QUADRANTS, SHAPES, SIZES, Thing, draw_thing
+from datamodules.miniature.scenes_images import COLOURS, QUADRANTS, SHAPES, SIZES, Thing, draw_thing, render
 from lightning_modules.mllm import tiny_base as base
 from lightning_modules.mllm import tiny_model
 from lightning_modules.mllm.families.tiny import Tiny
@@ -57,7 +60,7 @@ def test_packed_rows_equal_each_question_alone():
     asked[1] = asked[1][:5]
     packed = base.pack(asked, words, SMALL)
     with torch.no_grad():
-        together, tokens = base.answer_logits(model, album.pixels(torch.arange(2)), packed)
+        together, tokens = base.answer_logits(model, base.features(model, album.pixels(torch.arange(2))), packed)
         alone, told = [], []
         for row, questions in enumerate(asked):
             for _, prompt, answer in questions:
@@ -107,21 +110,67 @@ def test_a_training_cut_short_leaves_nothing_behind(tmp_path, monkeypatch):
     def cut(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(base, "train_whole", cut)
+    monkeypatch.setattr(base, "train_words", cut)
     with pytest.raises(KeyboardInterrupt):
         base.tiny_base(QUICK, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_both_stages_move_what_they_should():
+def test_each_stage_moves_its_half_and_leaves_the_other():
     words = tiny_model.tokenizer(vocabulary_texts(), SMALL.vocabulary)
     model, album = tiny_model.model(words, SMALL, 0).train(), Album.drawn(20, 0)
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    base.train_vision(model, album, album, QUICK)
-    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
-    assert moved and not any("language_model" in name or "lm_head" in name for name in moved)
-    base.train_whole(model, words, album, QUICK)
-    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters() if "post_layernorm" not in name)
+
+    def moved(train) -> set[str]:
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        train()
+        return {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+
+    def of_the_eyes(name: str) -> bool:
+        return "vision_tower" in name or "projector" in name
+
+    every = {name for name, _ in model.named_parameters()}
+    seen = moved(lambda: base.train_vision(model, album, album, QUICK))
+    assert seen == {name for name in every if of_the_eyes(name) and "post_layernorm" not in name}  # LLaVA leaves it out
+    assert moved(lambda: base.train_words(model, words, album, QUICK)) == {name for name in every if not of_the_eyes(name)}
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_trains_and_the_other_uses_its_model(tmp_path):
+    script = f"""
+import sys
+sys.path.insert(0, "tests")
+from pathlib import Path
+from test_tiny_base import QUICK, base
+base.HELD_OUT = 20
+print(base.tiny_base(QUICK, Path({str(tmp_path)!r})).name)
+"""
+    command, root = [sys.executable, "-c", script], Path(__file__).parents[1]
+    both = [subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    told = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted("right on pictures held out" in text for text in told) == [False, True]
+    assert {text.splitlines()[-1] for text in told} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_the_window_holds_the_thing_and_the_outline_is_what_was_drawn():
+    rng = np.random.default_rng(4)
+    album = Album.drawn(60, 3)
+    at, drawn = base.window(album.things, Size()), base.outlines(album.pictures, 8)
+    assert at.shape == (60, 25) and drawn.shape == (60, 64, 16)
+    inside = drawn.gather(1, at[..., None].expand(-1, -1, 16)).sum((1, 2))
+    assert (inside > 0.97 * drawn.sum((1, 2))).all() and (inside > 0).all()
+    thing = Thing("rectangle", "red", 20, 40, 12, 0, 1.0)  # a square of 17 pixels with its middle in a corner of patches
+    picture = torch.from_numpy(np.asarray(render(thing, rng)))[None]
+    pixels = base.outlines(picture, 8)[0].reshape(8, 8, 4, 4).permute(0, 2, 1, 3).reshape(32, 32)
+    expected = torch.zeros(32, 32)
+    expected[16:24, 6:14] = 1
+    assert (pixels[16:24, 6:14] == 1).all() and pixels.sum() - expected.sum() < 20
+
+
+def test_looking_at_every_patch_by_number_is_looking_at_the_picture():
+    model, album = tiny_model.model(tiny_model.tokenizer(["x"], 300), Size(), 0).eval(), Album.drawn(2, 3)
+    pixels, every = album.pixels(torch.arange(2)), torch.arange(64).expand(2, -1)
+    torch.testing.assert_close(base.features(model, pixels, every), base.features(model, pixels))
 
 
 @pytest.mark.slow

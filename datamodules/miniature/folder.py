@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamodules.alone import alone_in
 from datamodules.errors import InputError
 
 BANNER = "miniature, not {}"
@@ -20,15 +20,21 @@ def fill(folder: Path, made_by: Mapping[str, Any], generators: Sequence[Path], f
     """Write `files()` (relative name, content) beside `folder` and rename it, unless `folder` holds the same already.
 
     made_by: what the content is a function of, beside the code of `generators` (their source files); it stands in the
-    folder's mark. Raises InputError if the folder holds anything else than a miniature.
+    folder's mark. Of two processes that want the same, the second waits and finds what the first has written.
+    Raises InputError if the folder holds anything else than a miniature.
     """
     mark: dict[str, Any] = json.loads(json.dumps({**made_by, "generator": _digest(generators)}))
     if _holds(folder, mark):
         return
+    with alone_in(folder.parent):
+        if not _holds(folder, mark):  # nobody made it while this process waited
+            _write(folder, mark, files)
+
+
+def _write(folder: Path, mark: dict[str, Any], files: Files) -> None:
     if folder.exists() and not (folder / MARK).is_file() and not _is_empty(folder):
         raise InputError(f"expected a miniature or nothing at {folder}, found other files: choose another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
+    unfinished = folder.with_name(f".{folder.name}.writing")  # a killed run's is cleared away
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:

@@ -25,7 +25,7 @@ COLOURS = {
     "brown": ((115, 65, 20), (165, 45, 40)),
 }
 SHAPES = ("circle", "triangle", "rectangle", "star", "cross", "ring", "heart")
-SIZES = {"small": (6.0, 10.0), "large": (14.0, 18.0)}  # radius of the circle round the shape, pixels
+SIZES = {"small": (8.0, 11.0), "large": (14.0, 18.0)}  # radius of the circle round the shape, pixels
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 GROUNDS = ((240, 240, 240), (205, 215, 225), (225, 210, 195), (60, 60, 70), (200, 225, 200))
 

@@ -1,4 +1,4 @@
-"""The tiny model's general training: first its eyes, then the whole of it, on pictures of the miniature.
+"""The tiny model's general training: first its eyes, then its words, on pictures of the miniature.
 
 Cached by its recipe. Nothing of a task is in it: clients tune LoRA pairs on what comes out, which stays frozen.
 """
@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from datamodules.alone import alone_in
 from datamodules.image_text.batch import IGNORED
 from datamodules.miniature import picture_questions
 from datamodules.miniature.picture_questions import LOOKS, ask_all, looks
@@ -29,8 +32,11 @@ from lightning_modules.mllm import tiny_model
 from lightning_modules.mllm.tiny_model import Size
 
 # Raised by hand whenever a change of this file, or of the pictures and questions, changes the weights.
-BASE_VERSION = 1
+BASE_VERSION = 2
 HELD_OUT = 300
+WINDOW = 5  # patches across, enough for the largest thing
+WHOLE = 0.2  # share of the eyes' steps, the last, that see whole pictures
+CELLS, OUTLINE = 4, 4.0  # cells across a patch; weight of the outline's loss
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,11 @@ class Recipe:
     seed: int = 0
     pictures: int = 12_000
     size: Size = Size()  # noqa: RUF009 - frozen
-    vision_steps: int = 1200
+    vision_steps: int = 1300
     vision_batch: int = 24
     vision_rate: float = 1e-3
-    steps: int = 800
-    batch: int = 8
+    steps: int = 1100
+    batch: int = 6
     rate: float = 1e-3
 
     @property
@@ -61,15 +67,11 @@ def tiny_base(recipe: Recipe, cache: Path) -> Path:
     """
     folder = cache / f"tiny-{recipe.key[:16]}"
     if not (folder / "trained.json").exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix="writing-") as writing, _one_thread():
-            made = Path(writing) / "model"
-            _train(recipe, made)
-            try:
-                made.rename(folder)
-            except OSError:  # somebody else was faster, with the same bytes
-                if not (folder / "trained.json").exists():
-                    raise
+        with alone_in(cache):
+            if not (folder / "trained.json").exists():  # nobody made it while this process waited
+                with tempfile.TemporaryDirectory(dir=cache, prefix="writing-") as writing, _one_thread():
+                    _train(recipe, made := Path(writing) / "model")
+                    made.rename(folder)
     return folder
 
 
@@ -81,7 +83,7 @@ def _train(recipe: Recipe, folder: Path) -> None:
     album = Album.drawn(recipe.pictures, recipe.seed)
     held_out = Album.drawn(HELD_OUT, recipe.seed + 1)
     seen = train_vision(model, album, held_out, recipe)
-    train_whole(model, words, album, recipe)
+    train_words(model, words, album, recipe)
     answered = answers_right(model.eval(), words, held_out)
     tiny_model.save(folder, model, tiny_model.processor(words, recipe.size))
     told = {"recipe": asdict(recipe), "seconds": round(time.process_time() - start, 1)}
@@ -111,48 +113,83 @@ class Album:
         return self.pictures[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """(n, patches, width) what the language model is shown."""
-    return torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
+def features(model: LlavaForConditionalGeneration, pixels: Tensor, at: Tensor | None = None) -> Tensor:
+    """(n, patches, width) what the language model is shown; at: (n, k) the patches that are looked at, None for all."""
+    if at is None:
+        return torch.stack(list(model.get_image_features(pixel_values=pixels).pooler_output))
+    tower = model.model.vision_tower
+    seen = tower.encoder(inputs_embeds=_taken(tower.embeddings(pixels), at)).last_hidden_state
+    return model.model.multi_modal_projector(seen)
+
+
+def _taken(patches: Tensor, at: Tensor) -> Tensor:
+    return patches.gather(1, at[..., None].expand(-1, -1, patches.shape[-1]))
+
+
+def window(things: Sequence[Thing], size: Size) -> Tensor:
+    """(n, WINDOW^2) numbers of the patches round each thing."""
+    side, across = size.side // size.patch, min(WINDOW, size.side // size.patch)
+    middles = torch.tensor([[thing.x, thing.y] for thing in things]) / size.patch
+    first = (middles - across / 2).round().clamp(0, side - across).long()
+    columns, rows = (first[:, axis, None] + torch.arange(across) for axis in (0, 1))
+    return (rows[:, :, None] * side + columns[:, None]).flatten(1)
+
+
+def outlines(pictures: Tensor, patch: int) -> Tensor:
+    """(n, patches, CELLS^2) share of each cell of a patch that the thing covers; its ground is that of the corner."""
+    thing = (pictures.int() - pictures[:, :1, :1].int()).abs().sum(-1).gt(40).float()
+    cells = functional.avg_pool2d(thing[:, None], patch // CELLS)
+    return functional.unfold(cells, CELLS, stride=CELLS).transpose(1, 2)
 
 
 def train_vision(model, album: Album, held_out: Album, recipe: Recipe) -> dict[str, float]:
-    """Vision tower and projector: linear heads on mean and maximum over the patches tell shape, colour, size, place.
+    """Vision tower and projector, by linear heads that are thrown away: from each patch its part of the outline, from
+    mean and maximum over the patches shape, colour, size and place.
 
-    Returns the heads' accuracy on pictures held out; the heads are thrown away.
+    The outline says the same of things of every colour, and at 25 patches at a time: with it half of all shapes were
+    told after 300 steps, without it after 400 not yet four in ten. Most steps look only at the patches round the thing,
+    which takes half the time. Returns the heads' accuracy on pictures held out.
     """
+    size, steps = recipe.size, recipe.vision_steps
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        heads = nn.Linear(2 * recipe.size.width, sum(LOOKS.values()))
+        heads, outline = nn.Linear(2 * size.width, sum(LOOKS.values())), nn.Linear(size.width, CELLS**2)
 
-    def scores(pixels: Tensor) -> Sequence[Tensor]:
-        shown = features(model, pixels)
+    def scores(shown: Tensor) -> Sequence[Tensor]:
         return heads(torch.cat([shown.mean(1), shown.amax(1)], dim=1)).split(list(LOOKS.values()), dim=1)
 
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     hidden = [*tower.encoder.parameters(), *projector.parameters()]
-    every = [*tower.parameters(), *projector.parameters(), *heads.parameters()]
-    optimiser = Optimiser(every, hidden, recipe.vision_rate, recipe.vision_steps)
-    for rows in optimiser.steps(album, recipe.vision_batch, recipe.seed, "its eyes"):
-        told = scores(album.pixels(rows))
-        losses = [functional.cross_entropy(z, y) for z, y in zip(told, album.looks[rows].T, strict=True)]
-        optimiser.descend(torch.stack(losses).sum())
+    every = [*tower.parameters(), *projector.parameters(), *heads.parameters(), *outline.parameters()]
+    optimiser, around = Optimiser(every, hidden, recipe.vision_rate, steps), window(album.things, size)
+    for step, rows in enumerate(optimiser.steps(album, recipe.vision_batch, recipe.seed, "its eyes")):
+        at = around[rows] if step < (1 - WHOLE) * steps else None
+        shown, drawn = features(model, album.pixels(rows), at), outlines(album.pictures[rows], size.patch)
+        losses = [functional.cross_entropy(z, y) for z, y in zip(scores(shown), album.looks[rows].T, strict=True)]
+        found = outline(shown)
+        traced = functional.binary_cross_entropy_with_logits(found, drawn if at is None else _taken(drawn, at))
+        optimiser.descend(torch.stack(losses).sum() + OUTLINE * traced)
     with torch.no_grad():
-        told = scores(held_out.pixels(torch.arange(len(held_out.things))))
+        told = scores(features(model, held_out.pixels(torch.arange(len(held_out.things)))))
     right = [(z.argmax(1) == y).float().mean().item() for z, y in zip(told, held_out.looks.T, strict=True)]
     return dict(zip(LOOKS, right, strict=True))
 
 
-def train_whole(model, words: PreTrainedTokenizerFast, album: Album, recipe: Recipe) -> None:
-    """Every weight, on the answers to all questions about a picture."""
-    inner = model.model
-    hidden = [*inner.vision_tower.encoder.parameters(), *inner.multi_modal_projector.parameters()]
-    hidden += inner.language_model.layers.parameters()
-    optimiser = Optimiser(model.parameters(), hidden, recipe.rate, recipe.steps)
-    for step, rows in enumerate(optimiser.steps(album, recipe.batch, recipe.seed + 1, "all of it")):
+def train_words(model, words: PreTrainedTokenizerFast, album: Album, recipe: Recipe) -> None:
+    """The language model, on the answers to all questions about a picture; the eyes stay as they are.
+
+    Trained on together with it, at the rate of a beginning, they forget shapes before the language model asks for them.
+    """
+    eyes = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
+    learnt = [parameter for parameter in model.parameters() if all(parameter is not eye for eye in eyes)]
+    hidden = model.model.language_model.layers.parameters()
+    optimiser = Optimiser(learnt, hidden, recipe.rate, recipe.steps)
+    for step, rows in enumerate(optimiser.steps(album, recipe.batch, recipe.seed + 1, "its words")):
         rng = np.random.default_rng([recipe.seed, 8, step])
         packed = pack([ask_all(album.things[row], rng) for row in rows], words, recipe.size)
-        logits, tokens = answer_logits(model, album.pixels(rows), packed)
+        with torch.no_grad():
+            shown = features(model, album.pixels(rows))
+        logits, tokens = answer_logits(model, shown, packed)
         optimiser.descend(functional.cross_entropy(logits, tokens))
 
 
@@ -222,8 +259,7 @@ def pack(asked: Sequence[Sequence[tuple[str, str, str]]], words: PreTrainedToken
     for questions in asked:
         row = [(words.image_token_id, place, 0, IGNORED, -1) for place in range(patches)]
         for number, (kind, prompt, answer) in enumerate(questions, 1):
-            ids = words(prompt, add_special_tokens=False).input_ids
-            tail = [*words(f" {answer}", add_special_tokens=False).input_ids, words.eos_token_id]
+            ids, tail = _tokens(words, prompt), (*_tokens(words, f" {answer}"), words.eos_token_id)
             for place, token in enumerate(ids + tail):
                 told = place >= len(ids)
                 label, which = (token, numbers[kind]) if told else (IGNORED, -1)
@@ -238,11 +274,17 @@ def pack(asked: Sequence[Sequence[tuple[str, str, str]]], words: PreTrainedToken
     return Packed(ids, positions, labels, mask, kinds)
 
 
-def answer_logits(model: LlavaForConditionalGeneration, pixels: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
-    """(A, V) logits at the answer tokens and (A,) the tokens."""
+@lru_cache(maxsize=10_000)
+def _tokens(words: PreTrainedTokenizerFast, text: str) -> tuple[int, ...]:
+    """Few texts are asked for again and again, and a call of a tokenizer takes as long as a row of a training step."""
+    return tuple(words(text, add_special_tokens=False).input_ids)
+
+
+def answer_logits(model: LlavaForConditionalGeneration, shown: Tensor, packed: Packed) -> tuple[Tensor, Tensor]:
+    """(A, V) logits at the answer tokens and (A,) the tokens; shown: the pictures' features."""
     output = model.model(
-        input_ids=packed.ids, pixel_values=pixels, attention_mask=packed.mask, position_ids=packed.positions,
-        use_cache=False,
+        input_ids=packed.ids, attention_mask=packed.mask, position_ids=packed.positions, use_cache=False,
+        mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=list(shown))},
     )  # fmt: skip
     answered = packed.labels[:, 1:] != IGNORED
     return model.lm_head(output.last_hidden_state[:, :-1][answered]), packed.labels[:, 1:][answered]
@@ -256,7 +298,7 @@ def answers_right(model, words: PreTrainedTokenizerFast, album: Album) -> dict[s
     for rows in torch.arange(len(album.things)).split(25):
         rng = np.random.default_rng([9, int(rows[0])])
         packed = pack([ask_all(album.things[row], rng) for row in rows], words, size)
-        logits, tokens = answer_logits(model, album.pixels(rows), packed)
+        logits, tokens = answer_logits(model, features(model, album.pixels(rows)), packed)
         right = logits.argmax(-1) == tokens
         kinds = packed.kinds[:, 1:][packed.labels[:, 1:] != IGNORED]
         for number, kind in enumerate(hits):
