@@ -34,16 +34,19 @@ class Constant:
 
 @dataclass(frozen=True)
 class WarmedCosine:
-    """Within one fit, by step: linear warm-up over a share of the steps, then a cosine from 1 to 0 (FedMLLM: 1 %).
+    """Within one fit, by step: linear warm-up over a share of the steps, then a cosine from 1 to `lowest` (FedMLLM: 1 %
+    and 0). With lowest 1 the rate stays.
 
     The warm-up is rounded down: a client of fewer than 100 steps has none. The released training rounds up and begins
     at rate 0, which idles the first step of every client in every round, the only one of the smallest.
     """
 
     warmup: float = 0.01
+    lowest: float = 0.0
 
     def __call__(self, step: int, steps: int) -> float:
         rising = int(self.warmup * steps)
         if step < rising:
             return (step + 1) / (rising + 1)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+        return self.lowest + (1 - self.lowest) * cosine

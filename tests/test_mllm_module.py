@@ -288,3 +288,6 @@ def test_warmed_cosine():
     assert [rate(step, 4) for step in range(5)] == pytest.approx([1, 0.8535534, 0.5, 0.1464466, 0])
     assert [rate(step, 300) for step in range(4)] == pytest.approx([0.25, 0.5, 0.75, 1])
     assert rate(300, 300) == pytest.approx(0) and rate(0, 1) == 1
+    kept = WarmedCosine(0.1, lowest=1.0)
+    assert [kept(step, 20) for step in (0, 1, 2, 11, 20)] == [pytest.approx(x) for x in (1 / 3, 2 / 3, 1, 1, 1)]
+    assert WarmedCosine(0.1, lowest=0.2)(20, 20) == pytest.approx(0.2)

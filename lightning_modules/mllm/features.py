@@ -3,6 +3,7 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ class FeatureCache:
         images = [
             {name: value[row : row + 1] for name, value in vision.items()} for row in range(len(vision["pixel_values"]))
         ]
-        return BaseModelOutputWithPooling(pooler_output=[self._of(model, image) for image in images])
+        device = vision["pixel_values"].device  # another than that of a run before it in this process
+        return BaseModelOutputWithPooling(pooler_output=[self._of(model, image).to(device) for image in images])
 
     def _of(self, model, image: Mapping[str, Tensor]) -> Tensor:
         digest = hashlib.blake2b(b"".join(image[name].cpu().numpy().tobytes() for name in sorted(image))).digest()
@@ -42,6 +44,12 @@ class FeatureCache:
             while self._held > self._limit and len(self._known) > 1:
                 self._held -= _bytes(self._known.popitem(last=False)[1])
         return self._known[digest]
+
+
+@lru_cache(maxsize=1)
+def features_of(family: Family) -> FeatureCache:
+    """The cache of a family's frozen base: rows of a sweep, which run in one process, meet the same images on it."""
+    return FeatureCache()
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from datamodules.errors import InputError
 from datamodules.image_text.batch import IGNORED, ImageTextBatch
 from lightning_modules.mllm.families.base import Encoder, Family
-from lightning_modules.mllm.features import FeatureCache, check_cacheable
+from lightning_modules.mllm.features import check_cacheable, features_of
 from lightning_modules.mllm.loading import Lora, frozen_model, with_lora
 from lightning_modules.schedules import WarmedCosine
 
@@ -50,7 +50,7 @@ class MultimodalModule(pl.LightningModule):
         self.model = model if lora is None else with_lora(model, family, lora, also_train, seed)
         if cache_features:
             check_cacheable(family, also_train)
-        self._features = FeatureCache() if cache_features else None
+        self._features = features_of(family) if cache_features else None
         # A batch of texts alone trains no projector.
         self.skips_parameters = "projector" in also_train
         # A checkpoint holds what is trained; the base is there already.
