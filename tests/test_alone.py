@@ -1,4 +1,4 @@
-"""Two processes that write the same miniature at once: one writes, the other waits and uses it; neither ever sees half."""
+"""Two processes that write the same miniature at once: one writes, the other waits and uses it; none ever sees half."""
 
 import subprocess
 import sys

@@ -355,7 +355,11 @@ def test_of_two_at_once_the_second_waits_and_finds_what_the_first_made(raw, tmp_
     out.mkdir()
     folder = os.open(out, os.O_RDONLY)
     fcntl.flock(folder, fcntl.LOCK_EX)
-    command = [sys.executable, "-c", f"{PREPARING}run(Path({str(raw)!r}), Path({str(out)!r}), Path({str(reader.log)!r}))"]
+    command = [
+        sys.executable,
+        "-c",
+        f"{PREPARING}run(Path({str(raw)!r}), Path({str(out)!r}), Path({str(reader.log)!r}))",
+    ]
     both = [subprocess.Popen(command, cwd=Path(__file__).parent, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     told = [process.stdout.readline() for process in both]
     assert all("another process is at work" in line for line in told)

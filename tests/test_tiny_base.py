@@ -131,7 +131,9 @@ def test_each_stage_moves_its_half_and_leaves_the_other():
     every = {name for name, _ in model.named_parameters()}
     seen = moved(lambda: base.train_vision(model, album, album, QUICK))
     assert seen == {name for name in every if of_the_eyes(name) and "post_layernorm" not in name}  # LLaVA leaves it out
-    assert moved(lambda: base.train_words(model, words, album, QUICK)) == {name for name in every if not of_the_eyes(name)}
+    assert moved(lambda: base.train_words(model, words, album, QUICK)) == {
+        name for name in every if not of_the_eyes(name)
+    }
 
 
 @pytest.mark.slow
@@ -159,7 +161,9 @@ def test_the_window_holds_the_thing_and_the_outline_is_what_was_drawn():
     assert at.shape == (60, 25) and drawn.shape == (60, 64, 16)
     inside = drawn.gather(1, at[..., None].expand(-1, -1, 16)).sum((1, 2))
     assert (inside > 0.97 * drawn.sum((1, 2))).all() and (inside > 0).all()
-    thing = Thing("rectangle", "red", 20, 40, 12, 0, 1.0)  # a square of 17 pixels with its middle in a corner of patches
+    thing = Thing(
+        "rectangle", "red", 20, 40, 12, 0, 1.0
+    )  # a square of 17 pixels with its middle in a corner of patches
     picture = torch.from_numpy(np.asarray(render(thing, rng)))[None]
     pixels = base.outlines(picture, 8)[0].reshape(8, 8, 4, 4).permute(0, 2, 1, 3).reshape(32, 32)
     expected = torch.zeros(32, 32)
