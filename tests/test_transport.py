@@ -1,5 +1,8 @@
 """Transports: how far a number is rounded, what is never rounded, bytes as they travel, a federation under each."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from toy_federation import federation, same
@@ -7,7 +10,10 @@ from toy_federation import federation, same
 from datamodules.errors import InputError
 from federated.state import num_bytes
 from federated.transport import SCALE, Bfloat16, Exact, Int8, rounded, transport
-from tracking import identity
+from tracking import identity, records
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "performance.md").read_text()
 
 
 def state(key: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
@@ -139,3 +145,14 @@ def test_the_default_changes_no_key_and_another_does():
     plain = identity.run_key(config, "data")
     assert identity.run_key({"federated": {"rounds": 2, "transport": "exact"}, "paths": {}}, "data") == plain
     assert identity.run_key({"federated": {"rounds": 2, "transport": "int8"}, "paths": {}}, "data") != plain
+
+
+def test_every_number_of_the_page_is_that_of_its_record():
+    lines = re.findall(r"^\| (\w+) \| (.*) \| \[record\]\(results/transport/(.*)\) \|$", PAGE, flags=re.MULTILINE)
+    assert [name for name, _, _ in lines] == ["exact", "bf16", "int8"]
+    for name, numbers, file in lines:
+        record = records.read(ROOT / "docs" / "results" / "transport" / file)
+        found = record.metrics
+        assert record.config["federated"]["transport"] == name and not record.data["miniature"]
+        told = f"{found['bytes_up'] / 1e6:.1f} | {found['train/loss']:.2f} | {found['test/knn1']:.1f}"
+        assert numbers == told
