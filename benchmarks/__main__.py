@@ -70,17 +70,18 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     out = options.out or (None if options.small else table.RECORD)
     found = table.read(out) if out else table.read(Path())
     about = made(options.threads)
+    failed = []
     for name in [] if options.table else chosen(options.only):
         begun = time.monotonic()
-        found["rows"][name] = table.row(ALL[name], measured(ALL[name], options.small, options.threads), about)
-        if name in PROFILED and not options.small:
-            found["profiles"][name] = apart(profiled.profile, ALL[name], options.threads)
-        point = found["rows"][name]["points"][0]
-        ratio = f"  {table.figure(point['plain'] / point['ours'])} times as fast" if "plain" in point else ""
-        print(
-            f"{name}: {table.shown(point['ours'], found['rows'][name])}{ratio}  ({time.monotonic() - begun:.0f} s)",
-            flush=True,
-        )
+        try:
+            found["rows"][name] = table.row(ALL[name], measured(ALL[name], options.small, options.threads), about)
+            if name in PROFILED and not options.small:
+                found["profiles"][name] = apart(profiled.profile, ALL[name], options.threads)
+        except Exception as error:  # one row that cannot be measured must not cost the others
+            print(f"error: {name}: {type(error).__name__}: {' '.join(str(error).split())[:500]}", file=sys.stderr)
+            failed.append(name)
+            continue
+        told(name, found["rows"][name], time.monotonic() - begun)
         if out:
             table.write(found, out)
     if out == table.RECORD:
@@ -88,7 +89,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         table.write(found, out)
         table.place(table.markdown(found, ALL), table.PAGE)
         print(f"table: {table.PAGE.relative_to(table.ROOT)}")
+    if failed:
+        sys.exit(f"error: {len(failed)} rows were not measured: {', '.join(failed)}")
     return found
+
+
+def told(name: str, row: dict[str, Any], seconds: float) -> None:
+    """One line of a row that has been measured."""
+    point = row["points"][0]
+    ratio = f"  {table.figure(point['plain'] / point['ours'])} times as fast" if "plain" in point else ""
+    print(f"{name}: {table.shown(point['ours'], row)}{ratio}  ({seconds:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":
