@@ -178,7 +178,9 @@ def test_partitions_and_strategies_are_chosen_by_name(root):
 
 @pytest.mark.parametrize("path", sorted((Path(CONF) / "federated" / "strategy").glob("*.yaml")), ids=lambda p: p.stem)
 def test_a_strategy_starts_from_its_own_defaults(path):
-    whole = OmegaConf.create({"federated": {"eta": 0.001, "strategy": OmegaConf.load(path)}})
+    shared = OmegaConf.load(Path(CONF) / "federate.yaml").federated
+    told = {name: shared[name] for name in ("eta", "tau", "momentum")}
+    whole = OmegaConf.create({"federated": {**told, "strategy": OmegaConf.load(path)}})
     settings = whole.federated.strategy
     built = federate.build(settings)
     assert type(built).__name__.lower() == path.stem.replace("_", "")
