@@ -71,6 +71,11 @@ def test_the_sentences_of_the_readme_are_what_the_records_say():
     blind = 4 * math.log(1 + trained.config["method"]["memory_size"])
     assert f"goes to {trained.metrics['train/loss']:.1f} from {blind:.1f}" in text
     assert f"wider networks ({of('knn', 'sds_cl_wide')})" in text
+    tuned, scratch = (
+        records.find(RESULTS / "ntu60_miniature_a2mc", kind="semi", variant=variant)[0].metrics["top1"]
+        for variant in ("", "supervised only")
+    )
+    assert f"it reaches {tuned:.1f} with 10 % of the labels, from scratch {scratch:.1f}" in text
     rows = json.loads((RESULTS / "performance.json").read_text())["rows"]
     points = {name: row["points"][0] for name, row in rows.items()}
     times = {name: point["plain"] / point["ours"] for name, point in points.items() if "plain" in point}
