@@ -65,8 +65,11 @@ def test_the_sentences_of_the_readme_are_what_the_records_say():
         assert of("linear", method, blank) == of("linear", "sds_cl", blank)  # one probe for every method
         pairs = [of(kind, method, variant) for kind in ("linear", "knn") for variant in ("", "random initialisation")]
         assert f"| {name} | {' | '.join(pairs)} |" in text
-    alone = {method: of("finetune", method, "supervised only") for method in ("sds_cl", "scd_net")}
-    assert f"SDS-CL's network reaches {alone['sds_cl']}, SCD-Net's, which is also A2MC's, {alone['scd_net']}." in text
+    sds, scd, ours, released = (
+        of("finetune", method, "supervised only") for method in ("sds_cl", "scd_net", "a2mc", "a2mc_released")
+    )
+    assert f"SDS-CL's network reaches {sds}, SCD-Net's {scd} and the same" in text
+    assert f"network from A2MC's first weights {ours} and {released}." in text
     (trained,) = records.find(RESULTS / "ucla", kind="train", method="scd_net")
     blind = 4 * math.log(1 + trained.config["method"]["memory_size"])
     assert f"goes to {trained.metrics['train/loss']:.1f} from {blind:.1f}" in text

@@ -259,9 +259,9 @@ def pack(asked: Sequence[Sequence[tuple[str, str, str]]], words: PreTrainedToken
     for questions in asked:
         row = [(words.image_token_id, place, 0, IGNORED, -1) for place in range(patches)]
         for number, (kind, prompt, answer) in enumerate(questions, 1):
-            ids, tail = _tokens(words, prompt), (*_tokens(words, f" {answer}"), words.eos_token_id)
-            for place, token in enumerate(ids + tail):
-                told = place >= len(ids)
+            head, tail = _tokens(words, prompt), (*_tokens(words, f" {answer}"), words.eos_token_id)
+            for place, token in enumerate(head + tail):
+                told = place >= len(head)
                 label, which = (token, numbers[kind]) if told else (IGNORED, -1)
                 row.append((token, patches + place, number, label, which))
         rows.append(row)
