@@ -69,7 +69,8 @@ def test_the_sentences_of_the_readme_are_what_the_records_say():
         of("finetune", method, "supervised only") for method in ("sds_cl", "scd_net", "a2mc", "a2mc_released")
     )
     assert f"SDS-CL's network reaches {sds}, SCD-Net's {scd} and the same" in text
-    assert f"network from A2MC's first weights {ours} and {released}." in text
+    assert f"network from A2MC's first weights {ours} and {released}, SkeletonCLR's" in text
+    assert f"SkeletonCLR's {of('finetune', 'skeleton_clr', 'supervised only')}. So" in text
     (trained,) = records.find(RESULTS / "ucla", kind="train", method="scd_net")
     blind = 4 * math.log(1 + trained.config["method"]["memory_size"])
     assert f"goes to {trained.metrics['train/loss']:.1f} from {blind:.1f}" in text
