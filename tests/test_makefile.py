@@ -57,5 +57,5 @@ def test_the_table_of_ntu_60_holds_every_method_and_the_full_one_every_protocol(
 def test_a_real_set_is_not_transferred_to_a_miniature():
     words = ["make", "-o", ".venv/.installed", "reproduce-ntu60", "full=true", "NTU60_RAW=/raw", "PKU2_RAW="]
     told = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert told.returncode == 2 and not told.stdout
+    assert told.returncode == 2 and "prepare" not in told.stdout  # inside another make it tells folders
     assert "expected PKU2_RAW=folder beside NTU60_RAW, found none" in told.stderr
