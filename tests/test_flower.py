@@ -124,10 +124,71 @@ def answering(reply) -> ClientApp:
     ],
 )
 def test_whatever_a_node_sends_is_at_most_a_failed_client(reply, kind):
-    engine = flower.Flower(nodes(answering(reply)), lambda client: 0, 1)
-    engine.submit(ClientTask(0, 0, {"w": torch.zeros(9)}, 1.0, 3))
-    outcome = engine.collect()
+    outcome = answer(reply)
     assert isinstance(outcome, ClientFailure) and outcome.error == kind and "\n" not in outcome.message
+
+
+def answer(reply):
+    """What the server makes of a node's reply to client 1's task, which has 30 samples."""
+    engine = flower.Flower(nodes(answering(reply)), lambda client: 0, 1, lambda client: 30)
+    engine.submit(ClientTask(0, 1, {"w": torch.zeros(9)}, 1.0, 3))
+    return engine.collect()
+
+
+GOOD = {"client": 1, "num_samples": 30, "steps": 4, "seconds": 1.5}
+
+
+def updating(state=None, metrics=None, **facts):
+    """A node that sends an update, right but for these facts; None leaves one out."""
+    told = {name: value for name, value in (GOOD | facts).items() if value is not None}
+    records = {"state": travels.to_record(state or {"w": torch.zeros(9)}), "update": ConfigRecord(told)}
+    records["metrics"] = MetricRecord(metrics or {"train/loss": 0.5})
+    return lambda message: Message(RecordDict(records), reply_to=message)
+
+
+def test_a_right_answer_is_taken():
+    assert isinstance(answer(updating()), ClientUpdate)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"client": 77},
+        {"client": 0},
+        {"client": -1},
+        {"client": True},
+        {"client": "1"},
+        {"num_samples": 10**18},
+        {"num_samples": 0},
+        {"num_samples": 30.0},
+        {"steps": 0},
+        {"seconds": "long"},
+        {"seconds": float("nan")},
+        {"seconds": None},
+        {"extra": 1},
+        {"metrics": {"train/loss": float("inf")}},
+        {"metrics": {"train/loss": [0.5]}},
+    ],
+    ids=str,
+)
+def test_facts_that_are_not_the_clients_are_a_failed_client(wrong):
+    outcome = answer(updating(**wrong))
+    assert isinstance(outcome, ClientFailure) and outcome.client == 1 and outcome.message
+    assert isinstance(outcome.seconds, float)
+
+
+@pytest.mark.parametrize("wrong", [{"client": 0}, {"seconds": "long"}, {"extra": 1}, {"message": None}], ids=str)
+def test_a_failure_is_told_of_the_client_that_was_asked(wrong):
+    facts = {"client": 1, "error": "Boom", "message": "no\nmore", "seconds": 0.5} | wrong
+    told = {name: value for name, value in facts.items() if value is not None}
+    outcome = answer(lambda message: Message(RecordDict({"failure": ConfigRecord(told)}), reply_to=message))
+    assert isinstance(outcome, ClientFailure) and outcome.client == 1 and outcome.error != "Boom"
+
+
+def test_bytes_that_are_not_there_are_no_tensor():
+    record = ArrayRecord({"w": Array("float32", (9,), travels.RAW, b"")})
+    with pytest.raises((ValueError, RuntimeError)):
+        travels.from_record(record)
 
 
 def site(number: int, **other: str) -> ClientApp:
@@ -137,10 +198,12 @@ def site(number: int, **other: str) -> ClientApp:
 
 def test_nodes_are_met_and_must_agree():
     header = {"run": ConfigRecord({"overrides": ["a=b"]})}
-    ours = ("s" * 64, "d" * 64, "")
+    ours = (2, "s" * 64, "d" * 64, "")
     flower.check(flower.meet(nodes(site(1), site(0)), 2, header), *ours)
     with pytest.raises(InputError, match=r"clients 0 to 1, found \[1, 1\]; give each its number"):
         flower.check(flower.meet(nodes(site(1), site(1)), 2, header), *ours)
+    with pytest.raises(InputError, match="expected 3 nodes, one a client of the partition, found 2: set nodes=3"):
+        flower.check(flower.meet(nodes(site(0), site(1)), 2, header), 3, *ours[1:])
     for name in ("settings", "data", "base_model"):
         sites = flower.meet(nodes(site(0), site(1, **{name: "other"})), 2, header)
         with pytest.raises(InputError, match=f"the server's {name}, found another at client 1"):

@@ -20,9 +20,9 @@ from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFI
 import federate
 from datamodules.errors import InputError
 from federated.adapter import Adapter
-from federated.client import Client, ClientTask
+from federated.client import Client, ClientFailure, ClientTask
 from federated.data import PartitionedData
-from federated.engines import flower
+from federated.engines import flower, secure
 from federated.engines.wire import task_content
 from federated.ledger import Ledger
 from federated.orchestrator import TooManyFailuresError
@@ -156,6 +156,57 @@ def test_server_and_node_must_both_want_it():
         engine.submit(replace(task, client=number))
     with pytest.raises(InputError, match="expected it in the settings of this node, found it in none"):
         engine.collect()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"client": 0},
+        {"client": -1},
+        {"num_samples": 10**18},
+        {"seconds": "long"},
+        {"extra": 1},
+        {"metric x": float("inf")},
+    ],
+    ids=str,
+)
+def test_who_tells_wrong_facts_spoils_the_sum(wrong, monkeypatch):
+    """Its change cannot be taken out again, so nobody's is used: every client fails, with the reason."""
+    trained = secure._trained
+
+    def lying(request, client, hidden):
+        reply = trained(request, client, hidden)
+        facts = reply.content.config_records["fitres.metrics"]
+        if facts["client"] == 1:
+            facts.update(wrong)
+        return reply
+
+    monkeypatch.setattr(secure, "_trained", lying)
+    engine = made(Toy(), settings()).engine
+    for number in range(3):
+        engine.submit(ClientTask(0, number, toy_client()[1].extract(), 1.0, 3))
+    outcomes = {outcome.client: outcome for outcome in (engine.collect() for _ in range(3))}
+    assert sorted(outcomes) == [0, 1, 2] and all(isinstance(found, ClientFailure) for found in outcomes.values())
+    assert outcomes[0].error == outcomes[2].error == "SpoiltSum" and "change of client 1" in outcomes[0].message
+    assert outcomes[1].error != "SpoiltSum"
+
+
+def test_a_reply_that_breaks_the_protocol_fails_the_round():
+    """A masked vector that is none."""
+    engine = made(Toy(), settings()).engine
+    grid = engine._grid = Listening(engine._grid)
+    plain = grid._inner.send_and_receive
+
+    def broken(messages, timeout=None):
+        for reply in plain(messages, timeout=timeout):
+            reply.content.config_records[RECORD_KEY_CONFIGS].pop(Key.MASKED_PARAMETERS, None)
+            yield reply
+
+    grid._inner.send_and_receive = broken
+    for number in range(2):
+        engine.submit(ClientTask(0, number, toy_client()[1].extract(), 1.0, 3))
+    outcomes = [engine.collect() for _ in range(2)]
+    assert all("a reply broke the protocol: KeyError" in outcome.message for outcome in outcomes)
 
 
 def test_what_secure_aggregation_cannot_do_is_said(root):

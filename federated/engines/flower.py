@@ -24,7 +24,7 @@ from datamodules.errors import InputError
 from federated.client import Client, ClientFailure, ClientTask, Outcome
 from federated.engines.base import Engine
 from federated.engines.secure import Masking, SecureFlower, is_masked, masked, masking
-from federated.engines.wire import outcome_content, outcome_of, task_content, task_of
+from federated.engines.wire import outcome_content, outcome_of, task_content, task_of, trusted
 from federated.making import make_resident, make_workload
 from tracking import identity
 from tracking.build import factory
@@ -41,8 +41,8 @@ EVERYBODY = 2**31  # places: as many as a round has clients
 class Flower:
     """Engine whose clients train on the nodes of a grid, `capacity` of them at the same time.
 
-    node: client -> id of its node. header: records that travel with every task. A node that is lost or fails is a
-    failed client.
+    node: client -> id of its node. samples: how many a client holds. header: records that travel with every task. A
+    node that is lost, fails or answers what no client of that size would is a failed client.
     """
 
     secure = False
@@ -52,9 +52,10 @@ class Flower:
         grid: Grid,
         node: Callable[[int], int],
         capacity: int,
+        samples: Callable[[int], int],
         header: Mapping[str, ConfigRecord] | None = None,
     ):
-        self._grid, self._node, self._header = grid, node, dict(header or {})
+        self._grid, self._node, self._samples, self._header = grid, node, samples, dict(header or {})
         self._sent: dict[str, tuple[int, float]] = {}
         self._replies: list[Message] = []
         self.capacity = capacity
@@ -83,10 +84,8 @@ class Flower:
         if reply.has_error():
             reason = " ".join(str(reply.error.reason).split())[:500]
             return ClientFailure(client, "NodeError", reason, time.monotonic() - began)
-        try:
-            return outcome_of(reply.content)
-        except (InputError, KeyError, TypeError, ValueError, RuntimeError) as error:  # what a broken node may send
-            return ClientFailure(client, type(error).__name__, str(error), time.monotonic() - began)
+        seconds = time.monotonic() - began
+        return trusted(lambda: outcome_of(reply.content), client, self._samples(client), seconds)
 
 
 # --- on a node ------------------------------------------------------------------------------------------------------
@@ -186,10 +185,10 @@ def server_app(run: Callable[[DictConfig, Engine], Any]) -> ServerApp:
         overrides = shlex.split(str(context.run_config["overrides"]))
         config, header = composed(overrides), {"run": ConfigRecord({"overrides": overrides})}
         workload = make_workload(resolved(config))
-        sites = meet(grid, int(context.run_config["nodes"]), header)
-        check(sites, settings_digest(config), workload.fingerprint, workload.base_model)
-        nodes = {site["number"]: node for node, site in sites.items()}
         sizes = workload.manifest["sizes"]
+        sites = meet(grid, int(context.run_config["nodes"]), header)
+        check(sites, len(sizes), settings_digest(config), workload.fingerprint, workload.base_model)
+        nodes = {site["number"]: node for node, site in sites.items()}
         engine = engine_of(resolved(config), grid, nodes.__getitem__, len(nodes), sizes.__getitem__, header)
         print(summary(run(config, engine)), flush=True)
 
@@ -206,11 +205,11 @@ def engine_of(
 ) -> Engine:
     """The engine of a resolved configuration on a grid, which sees every client's change or their sum alone.
 
-    samples: how many a client holds; the others as in `Flower`.
+    The arguments as in `Flower`.
     """
     hidden = masking(config)
     if hidden is None:
-        return Flower(grid, node, capacity, header)
+        return Flower(grid, node, capacity, samples, header)
     return SecureFlower(grid, node, capacity, hidden, samples, header)
 
 
@@ -232,8 +231,13 @@ def meet(grid: Grid, count: int, header: Mapping[str, ConfigRecord], wait: float
     return sites
 
 
-def check(sites: Mapping[int, Mapping], settings: str, data: str, base_model: str) -> None:
+def check(sites: Mapping[int, Mapping], clients: int, settings: str, data: str, base_model: str) -> None:
     """Raises InputError unless every client has one node, with the server's settings, data and base model."""
+    if len(sites) != clients:
+        do = f"set nodes={clients} and start as many, or take a partition into {len(sites)}"
+        raise InputError(
+            f"federation: expected {clients} nodes, one a client of the partition, found {len(sites)}: {do}"
+        )
     numbers = sorted(site["number"] for site in sites.values())
     if numbers != list(range(len(sites))):
         raise InputError(f"federation: expected clients 0 to {len(sites) - 1}, found {numbers}; give each its number")

@@ -26,7 +26,7 @@ from flwr.serverapp import Grid
 
 from datamodules.errors import InputError
 from federated.client import Client, ClientFailure, ClientTask, ClientUpdate, Outcome
-from federated.engines.wire import task_content, task_of
+from federated.engines.wire import task_content, task_of, trusted
 from federated.state import State
 from tracking.build import build
 
@@ -118,13 +118,13 @@ class Legacy:
     """What the workflow asks of a strategy: who takes part, and to be given the result."""
 
     nodes: list[int]
-    results: list[FitRes] = field(default_factory=list)
+    results: dict[int, FitRes] = field(default_factory=dict)
 
     def configure_fit(self, *_: Any) -> list[tuple[Node, FitIns]]:
         return [(Node(node), FitIns(Parameters([], ""), {})) for node in self.nodes]
 
     def aggregate_fit(self, number: int, results: list[tuple[Node, FitRes]], failures: list) -> tuple[None, dict]:
-        self.results = [result for _, result in results]
+        self.results = {node.node_id: result for node, result in results}
         return None, {}
 
 
@@ -132,7 +132,8 @@ class SecureFlower:
     """Engine that trains all clients of a round at once and reads their sum alone.
 
     Every client that stayed comes back with the mean of all of them as its state, so that whoever folds these gets the
-    mean. node, capacity, header: as in `Flower`. samples: how many a client holds.
+    mean. One that stayed but told in the clear what its node may not fails all: its change is in the sum for good.
+    node, capacity, samples, header: as in `Flower`.
     """
 
     secure = True
@@ -170,16 +171,27 @@ class SecureFlower:
         if len(tasks) < 2:
             raise InputError("secure aggregation: expected two clients a round or more, found one: its sum is itself")
         results, reasons = self._protocol(tasks)
-        back = {int(result.metrics["client"]): result for result in results}
-        return [
-            _update(task, back[task.client])
+        back = {task.client: result for task in tasks if (result := results.get(self._node(task.client)))}
+        outcomes = [
+            self._read(task, back[task.client])
             if task.client in back
             else ClientFailure(task.client, "DroppedOut", reasons, 0.0)
             for task in tasks
         ]
+        wrong = [found for found in outcomes if isinstance(found, ClientFailure) and found.client in back]
+        return [_spoilt(found, wrong[0]) for found in outcomes] if wrong else outcomes
 
-    def _protocol(self, tasks: list[ClientTask]) -> tuple[list[FitRes], str]:
-        """What the clients that stayed sent in the clear, with the mean as the arrays of each; what went wrong."""
+    def _read(self, task: ClientTask, result: FitRes) -> Outcome:
+        samples = self._samples(task.client)
+        return trusted(
+            lambda: _update(task, result, samples if self._hidden.weighted else 1), task.client, samples, 0.0
+        )
+
+    def _protocol(self, tasks: list[ClientTask]) -> tuple[dict[int, FitRes], str]:
+        """What the nodes that stayed sent in the clear, with the mean as the arrays of each; what went wrong.
+
+        Nothing of any where a reply breaks Flower's workflow.
+        """
         contents = {self._node(task.client): task_content(task) for task in tasks}
         for content in contents.values():
             content.update(self._header)
@@ -192,11 +204,16 @@ class SecureFlower:
         )
         legacy, state = Legacy(list(contents)), WorkflowState()
         context: Any = LegacyContext(_round_context(tasks[0].round_number), strategy=legacy)  # type: ignore[arg-type]
-        with told_of_trouble_alone():
-            done = workflow.setup_stage(self._grid, context, state)
-            state.nid_to_fitins = contents  # in place of its own: ours hold names and types
-            for stage in (workflow.share_keys_stage, workflow.collect_masked_vectors_stage, workflow.unmask_stage):
-                done = done and stage(self._grid, context, state)
+        try:
+            with told_of_trouble_alone():
+                done = workflow.setup_stage(self._grid, context, state)
+                state.nid_to_fitins = contents  # in place of its own: ours hold names and types
+                for stage in (workflow.share_keys_stage, workflow.collect_masked_vectors_stage, workflow.unmask_stage):
+                    done = done and stage(self._grid, context, state)
+        except InputError:
+            raise
+        except Exception as error:  # a node may send anything
+            return {}, " ".join(f"a reply broke the protocol: {type(error).__name__}: {error}".split())[:500]
         reasons = "; ".join(str(failure) for failure in state.failures) or "too few clients stayed"
         return legacy.results, " ".join(reasons.split())[:500]
 
@@ -220,8 +237,18 @@ def _round_context(number: int) -> Context:
     return Context(run_id=0, node_id=0, node_config={}, state=records, run_config={})
 
 
-def _update(task: ClientTask, result: FitRes) -> ClientUpdate:
-    """The mean of all as one client's update."""
+def _spoilt(outcome: Outcome, wrong: ClientFailure) -> ClientFailure:
+    """The failure of a client whose sum holds the change of one that cannot be trusted."""
+    if isinstance(outcome, ClientFailure):
+        return outcome
+    told = f"the sum holds the change of client {wrong.client}, whose reply cannot be trusted: {wrong.message}"
+    return ClientFailure(outcome.client, "SpoiltSum", told, outcome.seconds)
+
+
+def _update(task: ClientTask, result: FitRes, weight: int) -> ClientUpdate:
+    """The mean of all as one client's update; raises InputError unless it told its weight."""
+    if result.num_examples != weight:
+        raise InputError(f"secure aggregation: expected a weight of {weight}, found {result.num_examples!r:.50}")
     facts: dict[str, Any] = dict(result.metrics)
     changes = parameters_to_ndarrays(result.parameters)
     state: State = {

@@ -1,6 +1,8 @@
 """What travels between Flower's server and its nodes: states bit by bit, tasks and outcomes."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ def _tensor(name: str, array: Array) -> torch.Tensor:
     if array.stype != RAW or not isinstance(dtype, torch.dtype):
         found = f"found {array.stype} of {array.dtype}"
         raise InputError(f"federation: expected '{name}' as {RAW}, {found}; install the same skelfed everywhere")
-    if not array.data:
+    if not array.data and 0 in array.shape:
         return torch.empty(array.shape, dtype=dtype)
     return torch.frombuffer(bytearray(array.data), dtype=torch.uint8).view(dtype).reshape(array.shape)
 
@@ -72,3 +74,41 @@ def outcome_of(content: Mapping[str, Any]) -> Outcome:
     if "failure" in content:
         return ClientFailure(**content["failure"])
     return ClientUpdate(state=from_record(content["state"]), metrics=dict(content["metrics"]), **content["update"])
+
+
+def trusted(read: Callable[[], Outcome], client: int, samples: int, seconds: float) -> Outcome:
+    """What `read` makes of a node's reply; a failure of `client` wherever that is not what its node may tell.
+
+    samples: how many the client holds. seconds: told of the failure.
+    """
+    try:
+        return _checked(read(), client, samples)
+    except Exception as error:  # a node may send anything
+        return ClientFailure(client, type(error).__name__, _line(error), seconds)
+
+
+def _checked(outcome: Outcome, client: int, samples: int) -> Outcome:
+    """The outcome; raises InputError unless it is the client's own and its facts are of their kinds."""
+    _expect("client", outcome.client, f"{client}", type(outcome.client) is int and outcome.client == client)
+    _expect("seconds", outcome.seconds, "a number", _finite(outcome.seconds) and outcome.seconds >= 0)
+    if isinstance(outcome, ClientFailure):
+        return replace(outcome, error=_line(outcome.error), message=_line(outcome.message))
+    count, steps = outcome.num_samples, outcome.steps
+    _expect("num_samples", count, f"{samples}", type(count) is int and count == samples)
+    _expect("steps", steps, "1 or more", type(steps) is int and steps > 0)
+    for name, value in outcome.metrics.items():
+        _expect(f"metric '{_line(name)}'", value, "a finite number", _finite(value))
+    return outcome
+
+
+def _finite(value: Any) -> bool:
+    return type(value) is float and math.isfinite(value)
+
+
+def _expect(name: str, found: Any, expected: str, holds: bool) -> None:
+    if not holds:
+        raise InputError(f"federation: expected {name} of a node's reply as {expected}, found {_line(found)!r:.50}")
+
+
+def _line(text: Any) -> str:
+    return " ".join(str(text).split())[:500]
