@@ -19,6 +19,7 @@ from federated.engines.base import Engine
 from federated.ledger import Ledger
 from federated.making import configured_device, configured_team, make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
+from federated.privacy import COVERED
 from federated.schedule import AllClients, SampleClients
 from federated.transport import transport
 from federated.watch import Watch, loss_of
@@ -234,7 +235,9 @@ def tags(run: Run) -> list[str]:
 
 def told(run: Run, record: records.Record) -> dict:
     """What the door returns."""
-    return {"key": run.key, "folder": str(run.folder), "checkpoint": run.workload.saved(run.folder), **record.metrics}
+    covered = {"epsilon covers": COVERED} if "epsilon" in record.metrics else {}
+    models = run.workload.saved(run.folder)
+    return {"key": run.key, "folder": str(run.folder), "checkpoint": models, **record.metrics, **covered}
 
 
 if __name__ == "__main__":

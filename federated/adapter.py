@@ -37,7 +37,7 @@ class Adapter:
     local_buffers: floating buffers (batch-norm statistics) stay with their client instead of being averaged.
     max_bytes: cap on a state's size.
 
-    trained, buffers (carried parameters among them), names: canonical names, sorted. Raises InputError where nothing
+    trained, carried, buffers (carried among them), names: canonical names, sorted. Raises InputError where nothing
     is trained, `carry` names nothing, or the exchange is larger than the cap.
     """
 
@@ -62,7 +62,8 @@ class Adapter:
             raise InputError("federation: expected one LoRA adapter a layer, found several; merge or remove the others")
         self.names = sorted(self._owner)
         self.trained = frozenset(map(canonical, trained))
-        self.buffers = frozenset(map(canonical, carried + floating))
+        self.carried = frozenset(map(canonical, carried))
+        self.buffers = self.carried | frozenset(map(canonical, floating))
         self.local = frozenset(map(canonical, floating)) if local_buffers else frozenset()
         self._frozen = {name: self._locate(name) for name in parameters if name not in {*trained, *carried}}
         # Integer buffers (counters, queue pointers) cannot be averaged: every client starts with the first ones.

@@ -80,6 +80,10 @@ class Orchestrator:
     initial: State = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.privacy and self.adapter.carried:
+            found = f"found '{min(self.adapter.carried)}' carried without gradient (a key encoder)"
+            do = "take a method without federated.carry, or federated/privacy=none"
+            raise InputError(f"privacy: expected trained parameters alone to be shared, {found}: {do}")
         if self.privacy and self.adapter.buffers - self.adapter.local:
             found = "found shared ones, whose variances noise would make negative"
             raise InputError(f"privacy: expected buffers that stay with clients, {found}: set local_buffers=true")

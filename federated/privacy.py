@@ -1,7 +1,11 @@
-"""Client-level differential privacy on the server: what one client held cannot be told from the models (DP-FedAvg).
+"""Client-level differential privacy on the server: the shared tensors hardly tell what one client held (DP-FedAvg).
 
-McMahan et al., ICLR 2018, with every client chosen counted alike. The guarantee is for whoever sees the global models,
-not the server, which sees every update in the clear, nor the losses that clients report to it.
+McMahan et al., ICLR 2018, with every client chosen counted alike. The guarantee is for whoever sees the shared tensors,
+not the server, which sees every update in the clear, nor the losses that clients report to it. Epsilon covers what is
+clipped, averaged and noised: the shared tensors. Those that clients keep (every floating buffer: batch-norm statistics,
+banks, key encoders) get no noise; the server holds them between rounds, and a released client's checkpoint and the
+scores of that client's model tell of them. And it is that of one run: runs on the same clients (seeds, `fresh`, tuning)
+compose.
 """
 
 import math
@@ -15,6 +19,9 @@ import torch
 
 from datamodules.errors import InputError
 from federated.state import State
+
+# Said beside every epsilon.
+COVERED = "the shared tensors of this run, not those clients keep; runs on the same clients compose"
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,16 @@ def test_shared_statistics_cannot_be_private():
         federation(module=module, privacy=ClientLevelPrivacy(1.0, 1.0))
 
 
+@pytest.mark.parametrize("local_buffers", [False, True])
+def test_a_carried_key_encoder_cannot_be_private(local_buffers):
+    """Whatever happens to the buffers: local_buffers=true would not help."""
+    module = Toy()
+    module.net[0].requires_grad_(False)
+    adapter = Adapter(module, carry=["net.0."], local_buffers=local_buffers)
+    with pytest.raises(InputError, match=r"found 'net\.0\.bias' carried .*: take a method without federated\.carry"):
+        federation(module=module, adapter=adapter, privacy=ClientLevelPrivacy(1.0, 1.0))
+
+
 @pytest.mark.parametrize("wrong", [{"clip": 0}, {"noise": -1}, {"delta": 0}, {"delta": 1}])
 def test_what_is_no_setting_is_refused(wrong):
     with pytest.raises(InputError, match="privacy: expected clip"):

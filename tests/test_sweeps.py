@@ -23,6 +23,7 @@ from datamodules.errors import InputError
 from datamodules.miniature import skeletons
 from hydra_plugins.skelfed_sweeps.processes import Processes, interpreter
 from tracking import records
+from tracking.build import build
 from tracking.errors import UsageError
 from tracking.report import text
 
@@ -209,10 +210,28 @@ def test_what_a_preset_sweeps_is_there_and_changes_the_run(preset):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         sweep = compose(door, [f"experiment={experiment}", f"sweep={preset}"], return_hydra_config=True)
         params = sweep.hydra.sweeper.params
-        first, last = ([f"{key}={values.split(',')[end]}" for key, values in params.items()] for end in (0, -1))
-        chosen = [] if "experiment" in params else [f"experiment={experiment}"]
-        configs = [compose(door, [*chosen, *values]) for values in (first, last)]
-    assert configs[0] != configs[1] and params.seed == "1,2,3"
+        assert params.seed == "1,2,3"
+        swept = {key: values.split(",") for key, values in params.items()}
+        first = {key: values[0] for key, values in swept.items()}
+        chosen = {} if "experiment" in params else {"experiment": experiment}
+        for key in (key for key, values in swept.items() if key != "seed" and len(values) > 1):
+            configs = []
+            for value in (swept[key][0], swept[key][-1]):
+                settings = chosen | first | {key: value}
+                configs.append(compose(door, [f"{name}={given}" for name, given in settings.items()]))
+            assert configs[0] != configs[1] and configs[0].seed == configs[1].seed == 1, key
+
+
+def test_the_mixing_ratio_arrives_in_the_mixer():
+    """It is added to the configuration (++): a name that the mixer does not know would be an error here."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        for ratio in (0.05, 0.4):
+            config = compose("train", ["experiment=ntu60/a2mc_xsub", f"++method.mixer.negative_ratio={ratio}"])
+            assert build(OmegaConf.to_container(config.method.mixer)).negative_ratio == ratio
+    assert list(OmegaConf.load(ROOT / "conf/sweep/mixing_ratio.yaml").params) == [
+        "++method.mixer.negative_ratio",
+        "seed",
+    ]
 
 
 def test_the_scenarios_are_those_of_the_paper_under_its_rules():

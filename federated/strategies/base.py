@@ -20,7 +20,10 @@ class Strategy:
     weighted: ClassVar[bool] = True
 
     def personal(self, names: Iterable[str]) -> frozenset[str]:
-        """Names that stay with their client and never meet the server; none by default."""
+        """Names that each client has for itself and nobody averages; none by default.
+
+        The server holds them between rounds and saves them with the client's model; no noise of privacy covers them.
+        """
         return frozenset()
 
     def step(self, parameters: State, mean: State, memory: State) -> tuple[State, State]:
