@@ -50,7 +50,7 @@ report: $(STAMP) ## write reports/*.html and *.md again from the records [NAME=n
 	$(BIN)/python report.py name=$(or $(NAME),ntu60)
 
 dashboards: $(STAMP) ## create or update the W&B workspaces of conf/dashboards.yaml [ENTITY=team PROJECT=skelfed]
-	$(BIN)/python -m tracking.dashboards $(ENTITY) $(PROJECT)
+	$(BIN)/python -m tracking.dashboards '$(ENTITY)' '$(PROJECT)'
 
 clean: ## remove what runs have written (outputs/, reports/), not .venv
 	rm -rf outputs reports

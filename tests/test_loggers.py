@@ -85,10 +85,14 @@ def test_csv_of_an_earlier_launch_survives_a_resume(tmp_path):
     assert [(row["epoch"], row["step"]) for row in rows] == [("2", "5")]
 
 
+def raw_bytes(folder):
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return path.read_bytes()
+
+
 def wandb_file(folder):
     """The protobuf records of a run's file: 7 bytes of header, then blocks of 32 KiB as LevelDB's log frames them."""
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    data, at, buffer = path.read_bytes(), 7, b""
+    data, at, buffer = raw_bytes(folder), 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768
         if left < 7:
@@ -110,7 +114,8 @@ def contents(folder):
         time.sleep(0.1)  # finish() returns before W&B's service has written the last bytes
         messages, patience = list(wandb_file(folder)), patience - 1
     (run,) = [m.run for m in messages if m.WhichOneof("record_type") == "run"]
-    config = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in run.config.update}
+    assert not any(item.nested_key for item in run.config.update), "each a key of its own, its dots and all"
+    config = {item.key: json.loads(item.value_json) for item in run.config.update}
     history = [
         {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in m.history.item}
         for m in messages
@@ -120,9 +125,11 @@ def contents(folder):
     return run, config, history, exits
 
 
-def test_offline_file_holds_the_run_as_it_was(tmp_path, capsys):
+def test_offline_file_holds_the_run_as_it_was(tmp_path, capsys, monkeypatch):
     config = {"method": {"name": "sds_cl", "widths": [8, 16]}, "seed": 3, "none": None}
     tags = ["sds_cl", "NTU RGB+D", "x" * 100]
+    place = "/nobody/but/us/has/this/place"
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=ntu60/sds_cl", f"raw={place}"])
     with loggers.make(tmp_path, **JOB, tags=tags, config=config, mode="offline", project="lab", entity="us") as logs:
         assert [type(log) for log in logs] == [CSVLogger, WandbLogger]
         fit(logs, tmp_path, epochs=2)
@@ -141,6 +148,9 @@ def test_offline_file_holds_the_run_as_it_was(tmp_path, capsys):
     assert losses == pytest.approx(written) and len(losses) == 2
     assert [row["trainer/global_step"] for row in history if "train/loss" in row] == [1, 3]
     assert exits == [0]
+    sent = [*tmp_path.glob("wandb/offline-run-*/files/**/*"), *tmp_path.glob("wandb/offline-run-*/run-*.wandb")]
+    assert sent and not any(place.encode() in path.read_bytes() for path in sent if path.is_file())
+    assert b"sds_cl" in raw_bytes(tmp_path), "what is there is found so"
     out = capsys.readouterr().out
     assert "wandb sync" in out and str(tmp_path) in out
 
@@ -186,7 +196,9 @@ def online(folder, **environment) -> str:
         "from pathlib import Path\n"
         "from tracking import loggers\n"
         f"with loggers.make(Path(sys.argv[1]), **{JOB!r}, mode='online') as logs:\n"
-        "    logs[1].log_metrics({'a': 1.0}, step=0)\n"
+        "    for log in logs:\n"
+        "        log.log_metrics({'a': 1.0}, step=0)\n"
+        "        log.save()\n"
     )
     line = [sys.executable, "-c", script, str(folder)]
     environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"} | environment
@@ -194,6 +206,33 @@ def online(folder, **environment) -> str:
     return subprocess.run(
         line, cwd=root, env=environment, capture_output=True, text=True, timeout=500, check=True
     ).stdout
+
+
+def test_a_login_that_fails_goes_offline_and_says_so(tmp_path, monkeypatch, capsys):
+    def fails(**_):
+        raise wandb.errors.UsageError("no such\nkey")
+
+    monkeypatch.setattr(wandb, "login", fails)
+    with loggers.make(tmp_path, **JOB, mode="online") as logs:
+        assert [type(log) for log in logs] == [CSVLogger, WandbLogger]
+    assert capsys.readouterr().out.startswith("W&B: offline instead of online: no such key\nW&B: offline; to send")
+
+
+@pytest.mark.slow
+def test_online_with_a_key_that_wandb_refuses_goes_on_and_says_so(tmp_path):
+    said = online(tmp_path, WANDB_API_KEY="a" * 40 + "\n")
+    assert said == "W&B: nothing goes there, CSV only: API key cannot start or end with whitespace\n"
+    assert table(tmp_path / "metrics" / "version_0" / "metrics.csv") == [{"a": "1.0", "step": "0"}]
+
+
+def test_where_wandb_cannot_start_csv_is_left(tmp_path, monkeypatch, capsys):
+    def fails(**_):
+        raise wandb.errors.UsageError("no\nroom")
+
+    monkeypatch.setattr(wandb, "init", fails)
+    with loggers.make(tmp_path, **JOB, mode="offline") as logs:
+        assert [type(log) for log in logs] == [CSVLogger]
+    assert capsys.readouterr().out == "W&B: nothing goes there, CSV only: no room\n"
 
 
 @pytest.mark.slow

@@ -81,6 +81,9 @@ def test_the_dashboards_show_what_is_logged(runs):
     (skeleton,) = [one for one in SHIPPED if one.family == "skeleton"]
     named = {name for s in skeleton.sections for names in (s.lines, s.bars, s.media) for name in names}
     assert named <= logged
+    (sweeps,) = [one for one in SHIPPED if one.family == "sweeps"]
+    (parallel,) = [section.parallel for section in sweeps.sections if section.parallel]
+    assert all(set(parallel["parameters"]) <= set(config) for _, config, *_ in found.values())
     begun = [start for section in skeleton.sections for start in section.terms]
     assert all(any(name.startswith(start) for name in logged) for start in begun)
 

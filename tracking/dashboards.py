@@ -5,7 +5,8 @@ The description is our own; W&B's package turns it into what W&B stores.
 
 import hashlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tracking.errors import UsageError
 
 DESCRIPTION = Path(__file__).parents[1] / "conf" / "dashboards.yaml"
 STEPS = "trainer/global_step"
+VITALS = ("train/lr", "train/gradient_norm", "train/clips_per_second")  # no loss terms, of other sizes than these
 KINDS = ("lines", "terms", "bars", "media", "importance", "parallel")
 
 
@@ -93,42 +95,70 @@ def workspace(dashboard: Dashboard, entity: str, project: str) -> Any:
 def _panels(section: Section) -> list[Any]:
     from wandb_workspaces.reports import v2 as wr
 
+    class Flat(wr.ParallelCoordinatesPlotColumn):
+        """A setting under its dotted key. Of a Config the package makes that of nested settings, `a.value.b`."""
+
+        def _to_model(self) -> Any:
+            column = super()._to_model()
+            column.accessor = f"config:{self.metric.name}.value"
+            return column
+
     panels: list[Any] = [wr.LinePlot(title=name, x=STEPS, y=[name]) for name in section.lines]
-    panels += [wr.LinePlot(title=f"{start}...", x=STEPS, metric_regex=f"^{start}.*") for start in section.terms]
+    panels += [wr.LinePlot(title=f"{start}...", x=STEPS, metric_regex=pattern(start)) for start in section.terms]
     panels += [wr.BarPlot(title=name, metrics=[name]) for name in section.bars]
     panels += [wr.MediaBrowser(title=name, media_keys=[name]) for name in section.media]
     panels += [wr.ParameterImportancePlot(with_respect_to=name) for name in section.importance]
     if section.parallel:
-        columns = [wr.ParallelCoordinatesPlotColumn(wr.Config(name)) for name in section.parallel["parameters"]]
+        columns: list[Any] = [Flat(wr.Config(name)) for name in section.parallel["parameters"]]
         columns.append(wr.ParallelCoordinatesPlotColumn(wr.SummaryMetric(section.parallel["metric"])))
         panels.append(wr.ParallelCoordinatesPlot(columns=columns))
     return panels
 
 
+def pattern(start: str) -> str:
+    """What the names that a panel of `terms` draws look like: they begin with `start` and are no vital sign."""
+    return f"^(?!({'|'.join(VITALS)})$){start}.*"
+
+
 def main(arguments: list[str]) -> None:
     """Create or update every workspace."""
-    if not 1 <= len(arguments) <= 2:
+    if not 1 <= len(arguments) <= 2 or not arguments[0].strip():
         raise UsageError("expected ENTITY [PROJECT], the W&B user or team and the project: make dashboards ENTITY=...")
-    import wandb
+    with _told("W&B takes no key"):
+        import wandb
 
-    if not wandb.login(prompt=False, verify=False):
+        known = wandb.login(prompt=False, verify=False)
+    if not known:
         raise UsageError("W&B knows no API key here: run wandb login")
-    project = arguments[1] if len(arguments) == 2 else "skelfed"
+    project = (arguments[1] if len(arguments) == 2 else "") or "skelfed"
     for dashboard in described(DESCRIPTION.read_text(encoding="utf-8")):
         made = workspace(dashboard, arguments[0], project)
         made._internal_id = existing(arguments[0], project, dashboard.view)
-        print(f"{dashboard.family}: {made.save().url}")
+        with _told(f"W&B does not keep workspace {dashboard.family}"):
+            print(f"{dashboard.family}: {made.save().url}")
 
 
 def existing(entity: str, project: str, view: str) -> str:
-    """W&B's id of the workspace if it is there, else empty."""
+    """W&B's id of the workspace if it is there, empty if it is not; raises UsageError if W&B does not tell."""
     from wandb_workspaces.workspaces import internal
 
+    with _told("W&B does not say which workspaces there are"):
+        try:
+            return internal.View.from_name(entity, project, view).id
+        except ValueError as error:  # so the package tells that a project or a workspace is not there, and more
+            if "not found" not in str(error):
+                raise
+    print(f"new workspace in {entity}/{project}")
+    return ""
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever W&B's packages raise, by many exceptions, as one line."""
     try:
-        return internal.View.from_name(entity, project, view).id
-    except Exception as error:  # W&B's package tells what is not there by many exceptions
-        print(f"new workspace ({' '.join(str(error).split())[:80]})")
-        return ""
+        yield
+    except Exception as error:
+        raise UsageError(f"{what}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 if __name__ == "__main__":

@@ -43,8 +43,9 @@ def make(
     W&B: mode `disabled`, `offline` or `online`, the environment's WANDB_MODE goes before `online`. The run is continued
     by its id (the first 16 digits of `key`); group = experiment; `config` is logged once, flattened to dotted keys.
     name: of the run, experiment and job type if none is given.
-    `online` without an API key, or with a server that does not answer, turns into `offline`, and says so. Only rank 0
-    has a W&B run.
+    `online` without an API key, or with a server that does not answer, turns into `offline`, and says so; where W&B
+    cannot even write, CSV is left, and that is said too. Only rank 0 has a W&B run. The command line stays here: it
+    names places of this machine.
 
     Raises UsageError for an unknown mode.
     """
@@ -89,7 +90,8 @@ def _mode(mode: str) -> str:
 
 
 def _start(mode: str, settings: dict[str, Any]) -> Any:
-    """A W&B run, offline if it cannot be online."""
+    """A W&B run, offline if it cannot be online; None if it cannot be at all: the computation goes on."""
+    reason = ""
     if mode == "online":
         reason = _why_not_online()
         if not reason:
@@ -97,12 +99,17 @@ def _start(mode: str, settings: dict[str, Any]) -> Any:
                 run = _init(settings | {"mode": "online", "resume": "allow"})
                 print(f"W&B: {run.url}")
                 return run
-            except Exception as error:  # whatever ails the watcher, the computation goes on
-                reason = " ".join(str(error).split())
+            except Exception as error:  # whatever ails the watcher
+                reason = _in_a_line(error)
                 # W&B's service holds the id of the attempt, and taking the service down can hang for ever.
                 settings = settings | {"id": f"{settings['id']}-offline"}
+    try:
+        run = _init(settings | {"mode": "offline"})
+    except Exception as error:
+        print(f"W&B: nothing goes there, CSV only: {reason or _in_a_line(error)}")
+        return None
+    if reason:
         print(f"W&B: offline instead of online: {reason}")
-    run = _init(settings | {"mode": "offline"})
     print(f"W&B: offline; to send the run later: wandb sync {Path(run.dir).parent}")
     return run
 
@@ -111,9 +118,13 @@ def _why_not_online() -> str:
     """Empty if there is a key and the server answers; W&B itself would try a dead server for minutes."""
     import wandb  # here and below, not above: a run without W&B starts a second sooner
 
-    server = wandb.setup(wandb.Settings(silent=True)).settings.base_url  # silent, or login asks the server who we are
-    if not wandb.login(prompt=False, verify=False):
-        return "no API key, see `wandb login`"
+    try:
+        # silent, or login asks the server who we are
+        server = wandb.setup(wandb.Settings(silent=True)).settings.base_url
+        if not wandb.login(prompt=False, verify=False):
+            return "no API key, see `wandb login`"
+    except Exception as error:  # settings or a key that W&B refuses, in many ways
+        return _in_a_line(error)
     try:
         with urllib.request.urlopen(server, timeout=PROBE_TIMEOUT):
             return ""
@@ -123,6 +134,10 @@ def _why_not_online() -> str:
         return f"{server} does not answer ({error})"
 
 
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def _init(settings: dict[str, Any]) -> Any:
     import wandb
 
@@ -130,6 +145,7 @@ def _init(settings: dict[str, Any]) -> Any:
         silent=True,
         console="off",
         disable_code=True,
+        x_disable_meta=True,  # the command line with its raw=/..., the program's path, the user's name
         init_timeout=INIT_TIMEOUT,
         finish_timeout=FINISH_TIMEOUT,
         finish_timeout_raises=True,
