@@ -118,6 +118,37 @@ def test_a_tap_on_a_joint_asks_where_it_looks(page):
     assert (canvas(page) != before).any()
 
 
+def test_a_touch_that_becomes_a_scroll_asks_nothing_and_lets_go(page):
+    choose(page, "overlays", "map 0")
+    query, turn = (f"document.querySelector('.player').player.{name}" for name in ("query", "turn"))
+
+    def pointer(kind, right=0):
+        page.run(
+            "(() => { const c = document.querySelector('.player canvas'), b = c.getBoundingClientRect();"
+            "const s = document.querySelector('.player').player.spots[2];"
+            f"c.dispatchEvent(new PointerEvent({kind!r}, {{bubbles: true, pointerType: 'touch',"
+            f"clientX: b.left + s.x + {right}, clientY: b.top + s.y}})); }})()"
+        )
+
+    pointer("pointerdown"), pointer("pointercancel")
+    before = page.run(turn)
+    pointer("pointermove", 80), pointer("pointerup")
+    assert page.run(query) is None and page.run(turn) == before, "nothing is held"
+    pointer("pointerdown"), pointer("pointerup")
+    assert page.run(query) == 2, "a tap still asks"
+
+
+def test_the_arrow_keys_turn_the_figure(page):
+    choose(page, "overlays", "")
+    before = canvas(page)
+    page.run("document.querySelector('.player canvas').focus()")
+    turn = "document.querySelector('.player').player.turn"
+    for key, expected in (("ArrowRight", 0.6), ("ArrowLeft", 0.5), ("ArrowLeft", 0.4)):
+        page.ask("Input.dispatchKeyEvent", type="keyDown", key=key)
+        assert page.run(turn) == pytest.approx(expected)
+    assert (canvas(page) != before).any()
+
+
 def test_a_link_to_a_run_opens_it_and_paper_opens_all(page):
     opened = "[...document.querySelectorAll('details')].filter((fold) => fold.open).length"
     assert page.run(opened) == 0

@@ -34,6 +34,7 @@ class Player {
     this.canvas.after(this.key);
     this.choose(0);
     this.canvas.addEventListener("pointerdown", (event) => this.grab(event));
+    this.canvas.addEventListener("keydown", (event) => this.steer(event));
     new ResizeObserver(() => this.draw()).observe(this.canvas);
     for (const medium of ["print", "(prefers-color-scheme: dark)"]) {
       matchMedia(medium).addEventListener("change", () => this.draw());
@@ -113,16 +114,25 @@ class Player {
     const box = this.canvas.getBoundingClientRect(), from = event.clientX, turn = this.turn;
     const at = [event.clientX - box.left, event.clientY - box.top];
     const move = (moved) => { this.turn = turn + (moved.clientX - from) / 100; this.draw(); };
-    const end = (ended) => {
+    const end = (ended) => {  // a cancelled touch has become the page's scrolling
       removeEventListener("pointermove", move);
-      if (Math.abs(ended.clientX - from) < 4) {
+      for (const how of ["pointerup", "pointercancel"]) removeEventListener(how, end);
+      if (ended.type === "pointerup" && Math.abs(ended.clientX - from) < 4) {
         const near = this.spots.map((s) => [Math.hypot(s.x - at[0], s.y - at[1]), s.joint]).sort((a, b) => a[0] - b[0])[0];
         this.query = near && near[0] < 14 && near[1] !== this.query ? near[1] : null;
         this.draw();
       }
     };
     addEventListener("pointermove", move);
-    addEventListener("pointerup", end, { once: true });
+    for (const how of ["pointerup", "pointercancel"]) addEventListener(how, end);
+  }
+
+  steer(event) {  // the arrow keys turn the figure, too
+    const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!way) return;
+    event.preventDefault();
+    this.turn += way * 0.1;
+    this.draw();
   }
 
   project(clip, joint, area) {
