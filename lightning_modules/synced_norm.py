@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from datamodules.errors import InputError
+
 
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     """(C,) values, shaped to meet (N, C, ...)."""
@@ -53,7 +55,7 @@ class _Normalise(torch.autograd.Function):
 class Synced(_BatchNorm):
     """What a batch-norm layer becomes while several processes train it: same tensors, statistics of them all.
 
-    In eval mode it is the layer it was.
+    In eval mode it is the layer it was. Raises InputError for one value per channel, as torch refuses it.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -63,6 +65,11 @@ class Synced(_BatchNorm):
         if not self.training:
             return super().forward(input)
         normal, mean, var, count = _Normalise.apply(input, self.eps)
+        if input.numel() <= input.shape[1] and count <= 1:  # the first asks no device to wait
+            found = f"found one of shape {tuple(input.shape)}"
+            raise InputError(
+                f"batch norm: expected more than one value per channel in training, {found}: take larger batches"
+            )
         if self.track_running_stats:
             self._remember(mean, var * count / (count - 1))
         if self.weight is None:

@@ -307,6 +307,17 @@ def test_synced_batch_norm_is_batch_norm(shape, options, alone):
     torch.testing.assert_close(plain.eval()(x), synced.eval()(x))
 
 
+def test_synced_batch_norm_refuses_one_value_per_channel(alone):
+    """Its unbiased variance is 0 / 0: the layer stays as it was, and works once there are two."""
+    layer = nn.Sequential(nn.BatchNorm1d(4))
+    SyncedStatistics().apply(layer)
+    with pytest.raises(InputError, match=r"more than one value per channel in training, found one of shape \(1, 4\)"):
+        layer(torch.randn(1, 4))
+    assert torch.equal(layer[0].running_var, torch.ones(4))
+    layer(torch.randn(2, 4))
+    assert layer[0].running_var.isfinite().all()
+
+
 def test_synced_batch_norm_keeps_half_precision(alone):
     layer = nn.Sequential(nn.BatchNorm2d(4))
     SyncedStatistics().apply(layer)

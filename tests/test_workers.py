@@ -100,6 +100,18 @@ def test_an_error_and_a_death_are_failed_clients(workers):
 
 
 @pytest.mark.slow
+def test_a_worker_that_dies_between_rounds_is_replaced(workers):
+    engine = workers(Toy, 1)
+    task = ClientTask(0, 1, Adapter(Toy()).extract(), 1.0, 3)
+    engine.submit(task)
+    first, process = engine.collect(), engine._places[0].process
+    process.kill()
+    process.join()
+    engine.submit(task)
+    assert same(first.state, engine.collect().state) and engine._places[0].process is not process
+
+
+@pytest.mark.slow
 def test_what_ends_a_federation_ends_it_here_too(workers):
     with pytest.raises(InputError, match="frozen parameter"):
         federation(module=Changing(), engine=workers(Changing, 1)).run()

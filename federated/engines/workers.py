@@ -54,8 +54,13 @@ class Workers:
         idle = next((place for place in self._places if place.task is None), None)
         if idle is None:
             raise RuntimeError(f"client {task.client}: all {self.capacity} places are taken")
+        packed = replace(task, state=save(task.state))  # type: ignore[arg-type]
+        try:
+            idle.pipe.send(packed)
+        except OSError:  # it died while it waited
+            idle = self._reopened(idle)
+            idle.pipe.send(packed)
         idle.task = task
-        idle.pipe.send(replace(task, state=save(task.state)))  # type: ignore[arg-type]
 
     def collect(self) -> Outcome:
         busy = {place.pipe: place for place in self._places if place.task is not None}
@@ -68,7 +73,7 @@ class Workers:
         assert task is not None
         try:
             kind, content = place.pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return self._lost(place, task)
         if kind == "error":
             raise InputError(content)
@@ -93,10 +98,16 @@ class Workers:
         theirs.close()
         return Place(process, ours)
 
-    def _lost(self, place: Place, task: ClientTask) -> ClientFailure:
+    def _reopened(self, place: Place) -> Place:
+        """A new worker where one died."""
         place.process.join()
+        place.pipe.close()
         number = self._places.index(place)
         self._places[number] = self._open(self._devices[number])
+        return self._places[number]
+
+    def _lost(self, place: Place, task: ClientTask) -> ClientFailure:
+        self._reopened(place)
         told = f"its process ended with status {place.process.exitcode}"
         return ClientFailure(task.client, "WorkerDied", told, 0.0)
 
