@@ -100,6 +100,7 @@ def _panels(section: Section) -> list[Any]:
 
         def _to_model(self) -> Any:
             column = super()._to_model()
+            assert isinstance(self.metric, wr.Config)
             column.accessor = f"config:{self.metric.name}.value"
             return column
 
