@@ -45,9 +45,11 @@ class Squeezed(Exact):
     """Base of the transports that round."""
 
     def squeezed(self, name: str, tensor: Tensor) -> State:
+        """What travels of a tensor: itself, rounded, and whatever undoes that, by names that begin with its own."""
         raise NotImplementedError
 
     def restored(self, name: str, packed: State, like: Tensor) -> Tensor:
+        """The tensor that `squeezed` rounded, in the shape and type of `like`."""
         raise NotImplementedError
 
     def pack(self, state: State, names: Collection[str]) -> State:

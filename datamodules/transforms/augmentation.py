@@ -16,9 +16,11 @@ class Augmentation:
     probability: float = 0.5
 
     def numbers(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """What is drawn for n clips, each tensor (n, ...): every clip has numbers of its own."""
         raise NotImplementedError
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, C, T, V, M), all changed by the numbers drawn for them; the given ones stay as they are."""
         raise NotImplementedError
 
     def draw(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:

@@ -37,6 +37,7 @@ class HeadAttention(nn.Module):
         self.feed_forward = conv_bn(channels, channels)
 
     def heads(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (B, S, C / S, L, P) of the streams x and other (B, C, L, P)."""
         raise NotImplementedError
 
     def split(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
