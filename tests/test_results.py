@@ -101,5 +101,6 @@ def test_the_durations_of_the_readme_are_those_measured():
         minutes, seconds = divmod(round(row["seconds"]), 60)
         assert f"{minutes} min {seconds} s" in text, row["command"]
         assert row["command"] == "make install" or f"`{row['command']}`" in text
+        assert "gigabytes" not in row or f"{row['gigabytes']} GB" in text
     found = records.find(RESULTS / "ntu60_miniature", kind="train", method="sds_cl")
     assert found and all(record.data["miniature"] for record in found)  # and never read as the real set's
