@@ -55,9 +55,9 @@ class Orchestrator:
     every `evaluate_every` rounds (0: after the last alone) with the global state loaded.
     max_failed: the largest share of a round's clients that may fail; above it the run stops with TooManyFailuresError
     and a relaunch repeats the round. track_gap: log how far mean(BA) is from mean(B) mean(A); costs one (out, in)
-    matrix a LoRA pair. privacy: of the clients' updates. What is told in the clear of them, the gap and each client's
-    `drift` (L2 distance of the trained parameters from those it was sent), is not logged where they are kept from the
-    server, or noise is added to them.
+    matrix a LoRA pair. privacy: of the clients' updates; what clients measured is not recorded with it. What is told in
+    the clear of updates, the gap and each client's `drift` (L2 distance of the trained parameters from those it was
+    sent), is not logged where they are kept from the server, or noise is added to them.
     transport: that of the engine's clients; bytes are counted as they travel.
     """
 
@@ -80,13 +80,8 @@ class Orchestrator:
     initial: State = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.privacy and self.adapter.carried:
-            found = f"found '{min(self.adapter.carried)}' carried without gradient (a key encoder)"
-            do = "take a method without federated.carry, or federated/privacy=none"
-            raise InputError(f"privacy: expected trained parameters alone to be shared, {found}: {do}")
-        if self.privacy and self.adapter.buffers - self.adapter.local:
-            found = "found shared ones, whose variances noise would make negative"
-            raise InputError(f"privacy: expected buffers that stay with clients, {found}: set local_buffers=true")
+        if self.privacy:
+            self.privacy.covered(self.adapter, self._personal())
         if self.engine.secure and (self.privacy or self._personal()):
             found = "noise on each client's update" if self.privacy else "tensors that clients keep"
             raise InputError(f"secure aggregation: expected clients of whom the server reads the sum, found {found}")
@@ -172,7 +167,7 @@ class Orchestrator:
             while waiting and len(chosen) - len(waiting) - fold.settled < self.engine.capacity:
                 self.engine.submit(self._task(progress, sent, waiting.pop(0), rate))
             outcome, received = self._received(self.engine.collect(), progress, personal)
-            outcomes[outcome.client] = told = _told(outcome) | self._drift(progress, outcome)
+            outcomes[outcome.client] = told = self._told(outcome) | self._drift(progress, outcome)
             if on_client:
                 on_client(told)
             if isinstance(outcome, ClientFailure):
@@ -194,6 +189,11 @@ class Orchestrator:
     def _task(self, progress: Progress, sent: State, client: int, rate: float) -> ClientTask:
         state = sent | progress.personal.get(client, progress.fresh)
         return ClientTask(progress.next_round, client, state, rate, self.seed)
+
+    def _told(self, outcome: Outcome) -> dict:
+        """What the record says of a client: under privacy nothing that it measured on its own data."""
+        told = {key: value for key, value in vars(outcome).items() if key != "state"}
+        return told | ({"metrics": {}} if self.privacy and "metrics" in told else {})
 
     def _drift(self, progress: Progress, outcome: Outcome) -> dict[str, float]:
         """How far a client went from where it began; nothing of a failure, and nothing under privacy."""
@@ -270,7 +270,3 @@ def _mean(by_model: dict[str, Metrics]) -> Metrics:
     """Each metric's mean over the models: the Local row is the mean over the single-client models."""
     keys = dict.fromkeys(key for metrics in by_model.values() for key in metrics)
     return {key: sum(metrics[key] for metrics in by_model.values()) / len(by_model) for key in keys}
-
-
-def _told(outcome: Outcome) -> dict:
-    return {key: value for key, value in vars(outcome).items() if key != "state"}

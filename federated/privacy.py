@@ -1,27 +1,28 @@
-"""Client-level differential privacy on the server: the shared tensors hardly tell what one client held (DP-FedAvg).
+"""Client-level differential privacy on the server: what a run releases hardly tells what one client held (DP-FedAvg).
 
-McMahan et al., ICLR 2018, with every client chosen counted alike. The guarantee is for whoever sees the shared tensors,
-not the server, which sees every update in the clear, nor the losses that clients report to it. Epsilon covers what is
-clipped, averaged and noised: the shared tensors. Those that clients keep (every floating buffer: batch-norm statistics,
-banks, key encoders) get no noise; the server holds them between rounds, and a released client's checkpoint and the
-scores of that client's model tell of them. And it is that of one run: runs on the same clients (seeds, `fresh`, tuning)
+McMahan et al., ICLR 2018, with every client chosen counted alike. The guarantee is for whoever sees what comes out of
+the run (model, ledger, scores, records), not against the server, which sees every update in the clear. Everything that
+clients learn is clipped, averaged and noised: `covered` refuses a model with tensors of another kind, and what clients
+measure on their own data is not recorded. Told as they are: which clients take part and how many samples each holds, who
+failed and why, seconds and steps of each. Epsilon is that of one run: runs on the same clients (seeds, `fresh`, tuning)
 compose.
 """
 
 import math
 import secrets
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from datamodules.errors import InputError
+from federated.adapter import Adapter
 from federated.state import State
 
 # Said beside every epsilon.
-COVERED = "the shared tensors of this run, not those clients keep; runs on the same clients compose"
+COVERED = "all that this run releases of its clients but sizes, failures and times; runs on the same clients compose"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,27 @@ class ClientLevelPrivacy:
             raise InputError(
                 f"privacy: expected clip above 0, noise of 0 or more, delta between 0 and 1, found {found}"
             )
+
+    def covered(self, adapter: Adapter, personal: Collection[str]) -> None:
+        """Raises InputError unless noise covers all that is exchanged: trained parameters that are averaged.
+
+        personal: names that each client has for itself. Their noise would be one client's alone; buffers (batch-norm
+        statistics, banks) change by what one clip does not bound, and noise makes variances negative.
+        """
+        keys = "take a method without federated.carry"
+        groups = "take a model without them, as SDS-CL with +method.norm_groups=8"
+        rule = "take a federated/strategy that averages"
+        for names, kind, do in (
+            (adapter.carried, "parameters carried without gradient", keys),
+            (adapter.buffers, "buffers", groups),
+            (personal, "parameters that each client keeps", rule),
+        ):
+            if names:
+                found = f"found {len(names)} {kind} ('{min(names)}')"
+                raise InputError(
+                    f"privacy: expected trained and averaged parameters alone, which noise covers, {found}: {do}, or "
+                    "federated/privacy=none"
+                )
 
     def bounded(self, state: State, begin: State) -> State:
         """A client's change of `begin` in float64, scaled down to norm `clip` where it is longer."""

@@ -11,6 +11,7 @@ from lightning_modules.attention.siia import SIIA, Decoupled, by_body
 from lightning_modules.base import Attention
 from lightning_modules.copies import once
 from lightning_modules.encoders.dsta import DSTANet
+from lightning_modules.group_norm import by_groups
 from lightning_modules.heads import projection_head
 from lightning_modules.losses.gl import gl, squeeze_all
 from lightning_modules.losses.stl import squeeze_space, stl
@@ -48,7 +49,7 @@ class SDSCL(TwoStreamModule):
     """Joint and motion through one encoder, decoupled by SIIA, contrasted by STL, TSL and GL.
 
     temperature: of every InfoNCE, published .07. longest: the longest clip of the data set, in frames.
-    augmentations: as in TwoStreamModule.
+    augmentations: as in TwoStreamModule. norm_groups: group norm of so many groups; None: batch norm, as published.
     """
 
     def __init__(
@@ -60,12 +61,15 @@ class SDSCL(TwoStreamModule):
         temperature: float = 0.07,
         longest: int = 300,
         augmentations: Sequence[Augmentation] = (),
+        norm_groups: int | None = None,
     ):
         super().__init__(encoder, optimizer, schedule, seed, longest, augmentations)
         self.temperature = temperature
         self.siia = SIIA(encoder.out_channels, heads=encoder.subsets)
         self.head = projection_head(encoder.out_channels)
         self.global_head = projection_head(4 * encoder.out_channels)
+        if norm_groups is not None:
+            by_groups(self, norm_groups)
 
     def views(self, joint: Tensor, motion: Tensor) -> tuple[Squeezed, Squeezed]:
         """Clips (N, C, T, V, M) of either stream -> what the losses contrast of either."""

@@ -119,6 +119,7 @@ def method(cls, absent_once: bool, **options):
 
 CASES = {
     "sds_cl": (SDSCL, {}, lambda: batch(6, [0, 2, 3])),
+    "sds_cl by groups": (SDSCL, {"norm_groups": 4}, lambda: batch(6, [0, 2, 3])),
     "psp": (
         PSP,
         {"topology": "ntu25", "num_classes": 3},

@@ -32,6 +32,9 @@ SMALL = [
     "batch_size=8",
     "knn_every=0",
 ]
+PRIVATE = [
+    f"federated.privacy.{name}" for name in ("_target_=federated.privacy.ClientLevelPrivacy", "clip=1", "noise=1")
+]
 BY_CAMERA = "experiment=federated/sds_cl_by_camera"
 
 
@@ -162,6 +165,21 @@ def test_batch_norm_stays_with_its_client_by_switch(settings):
     assert different and all("running_" in name for name in different)
 
 
+def test_what_a_private_federation_releases_went_through_the_noise(root):
+    """One model, no statistics, no losses, epsilon; and the model is evaluated as any other."""
+    private = ["federated/privacy=client_level", "+method.norm_groups=4", "federated.rounds=1"]
+    result = federate.main.run(composed(root, *private))
+    (record,) = records.find(root / "records", key=result["key"])
+    assert record.metrics["epsilon"] > 0 and "epsilon covers" in result
+    assert not any("loss" in name or "drift" in name for name in [*record.metrics, *record.curves])
+    assert list(result["checkpoint"]) == ["global"]
+    progress = Ledger(Path(result["folder"]) / "ledger.safetensors", result["key"]).resume()
+    assert not progress.personal and progress.shared.keys() == weights(result).keys()
+    chosen = ["protocol=knn", "+method.norm_groups=4", f"checkpoint={result['checkpoint']['global']}"]
+    rows = evaluation.main.run(composed(root, *chosen, door="eval", preset="experiment=ntu60/sds_cl_xsub"))
+    assert rows["trained"] == result["test/knn1"]
+
+
 @pytest.mark.slow
 def test_partitions_and_strategies_are_chosen_by_name(root):
     for partition, strategy, models in (
@@ -203,6 +221,7 @@ def test_zero_rounds_measure_the_untrained_model(settings):
         (["trainer.accelerator=abacus"], "found 'abacus'"),
         (["labelled.fraction=0.4", "labelled.batch_size=3", "labelled.steps=2"], "found labelled"),
         (["federated.carry=[key.]"], "begin with 'key.', found none"),
+        (PRIVATE, r"privacy: .*found \d+ buffers \('.*running_mean'\): .*\+method.norm_groups"),
     ],
 )
 def test_mistakes_are_told_in_one_line(settings, tmp_path, overrides, told):

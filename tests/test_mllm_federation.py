@@ -177,6 +177,12 @@ def test_local_models_stay_with_their_clients(root, tmp_path):
     assert {f"auc_hard @ client {n}" for n in range(3)} <= record.curves.keys()
 
 
+def test_adapters_have_nothing_that_noise_does_not_cover(root, tmp_path):
+    result = federate.main.run(composed(root, "federated/privacy=client_level", *TWO_ROUNDS, *elsewhere(tmp_path)))
+    assert result["failed"] == 0 and result["epsilon"] > 0 and list(result["checkpoint"]) == ["global"]
+    assert not {"train/loss", "lora_gap"} & result.keys()
+
+
 def test_zero_shot_measures_the_base_and_keeps_no_adapter(root, tmp_path, capsys):
     settings = composed(root, "row=zero_shot", *elsewhere(tmp_path))
     result = launched(settings)

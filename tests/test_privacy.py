@@ -10,7 +10,13 @@ from toy_federation import Toy, federation, same
 
 from datamodules.errors import InputError
 from federated.adapter import Adapter
+from federated.curves import values
+from federated.ledger import Ledger, Progress
 from federated.privacy import ClientLevelPrivacy, gaussian_delta, gaussian_epsilon
+from federated.strategies.fedavgm import FedAvgM
+from federated.strategies.local import Local
+from federated.watch import loss_of
+from lightning_modules.group_norm import by_groups
 
 
 def states(seed: int, size: float = 1.0) -> dict[str, torch.Tensor]:
@@ -81,16 +87,21 @@ def test_epsilon_is_that_of_the_client_that_took_part_most_often():
     assert ClientLevelPrivacy(clip=1.0, noise=0.0).epsilon([[0]]) == math.inf
 
 
-def private(rule, **options):
+def grouped() -> Toy:
+    """The toy without batch norm."""
     module = Toy()
-    options = {"adapter": Adapter(module, local_buffers=True), "evaluate": None} | options
-    return federation(module=module, privacy=rule, **options)
+    by_groups(module, 4)
+    return module
+
+
+def private(rule, **options):
+    return federation(**({"module": grouped(), "evaluate": None} | options), privacy=rule)
 
 
 def test_without_noise_and_with_a_long_clip_it_is_the_plain_mean_of_the_clients():
     equal = np.split(np.arange(60), 4)
-    loose = private(ClientLevelPrivacy(clip=1e6, noise=0.0), pieces=equal, rounds=2).run().models["client 0"]
-    plain = private(None, pieces=equal, rounds=2).run().models["client 0"]
+    loose = private(ClientLevelPrivacy(clip=1e6, noise=0.0), pieces=equal, rounds=2).run().models["global"]
+    plain = private(None, pieces=equal, rounds=2).run().models["global"]
     assert all(torch.allclose(loose[name], plain[name], atol=1e-6) for name in plain)
 
 
@@ -106,24 +117,70 @@ def test_a_run_tells_its_epsilon_and_changes_with_the_noise():
     one, other = (private(rule, rounds=2).run() for _ in range(2))
     assert one.records[1]["epsilon"] == pytest.approx(gaussian_epsilon(math.sqrt(2), 1e-5))
     assert one.records[0]["epsilon"] < one.records[1]["epsilon"]
-    assert not same(one.models["client 0"], other.models["client 0"])
+    assert not same(one.models["global"], other.models["global"])
     assert one.records[0]["lora_gap"] is None
 
 
-def test_shared_statistics_cannot_be_private():
+def held(progress: Progress) -> dict[str, torch.Tensor]:
+    """Every number that the ledger keeps, by part and name, and what the records tell of clients."""
+    parts = {"shared": progress.shared, "fresh": progress.fresh, "memory": progress.memory} | progress.personal
+    return {f"{part}/{name}": tensor for part, state in parts.items() for name, tensor in state.items()}
+
+
+def test_nothing_that_is_kept_or_released_comes_from_a_client_but_through_the_noise(tmp_path):
+    """With noise that is known, and so small a clip that the clients' changes vanish, all is as if nobody trained."""
+
+    class Known(ClientLevelPrivacy):
+        def _noise(self, like, source):
+            return torch.ones_like(like, dtype=torch.float64)
+
+    module, ledger = grouped(), Ledger(tmp_path / "ledger.safetensors", "run")
+    first = Adapter(module).extract()
+    result = private(Known(1e-12, 1.0), module=module, ledger=ledger, strategy=FedAvgM(0.9), rounds=1).run()
+    kept = held(ledger.resume())
+    assert {name.split("/", 1)[0] for name in kept} == {"shared", "memory"}
+    for name, begun in first.items():
+        expected = begun.double() + 0.25  # the noise by the clients chosen, as FedAvgM's first step goes
+        torch.testing.assert_close(kept[f"shared/{name}"].double(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(kept[f"memory/m/{name}"].double(), expected - begun, rtol=0, atol=1e-6)
+    assert result.models.keys() == {"global"} and same(result.models["global"], ledger.resume().shared)
+
+
+def test_what_clients_measured_is_not_recorded():
+    """A loss is a function of a client's data and gets no noise."""
+    shown = []
+    record = private(ClientLevelPrivacy(0.1, 1.0)).run(on_client=shown.append).records[0]
+    told = {"client", "num_samples", "steps", "metrics", "seconds"}
+    for outcome in [*record["outcomes"], *shown]:
+        assert outcome.keys() == told and outcome["metrics"] == {}
+    assert loss_of(record) == {} and not any("loss" in name for name in values(record))
+    assert loss_of(private(None).run().records[0]).keys() == {"train/loss"}
+
+
+@pytest.mark.parametrize("local_buffers", [False, True])
+def test_batch_norm_cannot_be_private(local_buffers):
+    """Shared or local: local ones would lie on the server, and in the clients' checkpoints, without noise."""
     module = Toy()
-    with pytest.raises(InputError, match="local_buffers=true"):
-        federation(module=module, privacy=ClientLevelPrivacy(1.0, 1.0))
+    adapter = Adapter(module, local_buffers=local_buffers)
+    with pytest.raises(InputError, match=r"found 2 buffers \('net.1.running_mean'\): .*method.norm_groups"):
+        federation(module=module, adapter=adapter, privacy=ClientLevelPrivacy(1.0, 1.0))
 
 
 @pytest.mark.parametrize("local_buffers", [False, True])
 def test_a_carried_key_encoder_cannot_be_private(local_buffers):
-    """Whatever happens to the buffers: local_buffers=true would not help."""
+    """Whatever happens to the buffers."""
     module = Toy()
     module.net[0].requires_grad_(False)
     adapter = Adapter(module, carry=["net.0."], local_buffers=local_buffers)
-    with pytest.raises(InputError, match=r"found 'net\.0\.bias' carried .*: take a method without federated\.carry"):
+    with pytest.raises(InputError, match=r"carried without gradient \('net.0.bias'\): take a method without .*carry"):
         federation(module=module, adapter=adapter, privacy=ClientLevelPrivacy(1.0, 1.0))
+
+
+def test_parameters_of_each_clients_own_cannot_be_private():
+    with pytest.raises(
+        InputError, match="found 6 parameters that each client keeps .*: take a federated/strategy that"
+    ):
+        private(ClientLevelPrivacy(1.0, 1.0), strategy=Local())
 
 
 @pytest.mark.parametrize("wrong", [{"clip": 0}, {"noise": -1}, {"delta": 0}, {"delta": 1}])

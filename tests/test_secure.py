@@ -9,11 +9,12 @@ import test_federate_door as door_tests
 import torch
 import toy_mllm
 from test_flower import toy_client
+from test_privacy import grouped
 from toy_federation import Toy, dataset, federation, shares
 
 pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
-from flwr.app import Message
+from flwr.app import Array, Message
 from flwr.common import bytes_to_ndarray
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key
 
@@ -191,6 +192,38 @@ def test_who_tells_wrong_facts_spoils_the_sum(wrong, monkeypatch):
     assert outcomes[1].error != "SpoiltSum"
 
 
+def test_a_round_of_more_clients_than_the_sum_bears_is_refused_before_any_trains():
+    engine = made(Toy(), settings()).engine
+    task = ClientTask(0, 0, {}, 1.0, 3)
+    for number in range(1024):
+        engine.submit(replace(task, client=number))
+    with pytest.raises(InputError, match="at most 1023 clients a round, found 1024, .* federated.per_round=1023"):
+        engine.collect()
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("clients", [2, 3, 4])
+def test_as_many_as_are_let_in_can_all_change_by_the_clip(clients, monkeypatch):
+    """Under a modulus of four times the levels: the sum of three is read rightly, that of one more is not."""
+    trained = secure._trained
+
+    def extreme(request, client, hidden):
+        reply = trained(request, client, hidden)
+        arrays = reply.content.array_records["fitres.parameters"]
+        for name, array in arrays.items():
+            arrays[name] = Array(np.full_like(array.numpy(), CLIP))
+        return reply
+
+    monkeypatch.setattr(secure, "_trained", extreme)
+    monkeypatch.setattr(secure, "MODULUS", 4 * secure.LEVELS)
+    engine, begin = made(Toy(), settings("fedyogi.FedYogi")).engine, toy_client()[1].extract()
+    for number in range(clients):
+        engine.submit(ClientTask(0, number, begin, 1.0, 3))
+    outcome = engine.collect()
+    right = all(torch.allclose(outcome.state[name], begin[name] + CLIP, atol=1e-5) for name in begin)
+    assert right == (clients <= (secure.MODULUS - 1) // secure.LEVELS)
+
+
 def test_a_reply_that_breaks_the_protocol_fails_the_round():
     """A masked vector that is none."""
     engine = made(Toy(), settings()).engine
@@ -212,11 +245,9 @@ def test_a_reply_that_breaks_the_protocol_fails_the_round():
 def test_what_secure_aggregation_cannot_do_is_said(root):
     with pytest.raises(InputError, match="found tensors that clients keep"):
         made(Toy(), settings("local.Local"), strategy=Local())
-    module = Toy()
-    adapter = Adapter(module, local_buffers=True)
     engine = made(Toy(), settings()).engine
     with pytest.raises(InputError, match="found noise on each client's update"):
-        federation(module=module, adapter=adapter, engine=engine, privacy=ClientLevelPrivacy(1.0, 1.0))
+        federation(module=grouped(), engine=engine, privacy=ClientLevelPrivacy(1.0, 1.0))
     with pytest.raises(InputError, match="expected two clients a round or more, found one"):
         made(Toy(), settings(), sample=lambda number, clients: [0]).run()
     with pytest.raises(InputError, match="found clip 0 and threshold 0.67"):

@@ -30,6 +30,9 @@ from federated.engines.wire import task_content, task_of, trusted
 from federated.state import State
 from tracking.build import build
 
+LEVELS = 2**22  # of a client's number between -clip and clip
+MODULUS = 2**32  # of the masked sum, the largest that Flower takes
+MOST = (MODULUS - 1) // LEVELS  # clients a round: the sum of more of them can come round to small numbers again
 METRIC = "metric "  # begins the names of metrics among the facts that travel in the clear
 
 
@@ -170,6 +173,9 @@ class SecureFlower:
     def _aggregated(self, tasks: list[ClientTask]) -> list[Outcome]:
         if len(tasks) < 2:
             raise InputError("secure aggregation: expected two clients a round or more, found one: its sum is itself")
+        if len(tasks) > MOST:
+            found = f"found {len(tasks)}, whose sum would wrap: set federated.per_round={MOST} or lower"
+            raise InputError(f"secure aggregation: expected at most {MOST} clients a round, {found}")
         results, reasons = self._protocol(tasks)
         back = {task.client: result for task in tasks if (result := results.get(self._node(task.client)))}
         outcomes = [
@@ -201,6 +207,8 @@ class SecureFlower:
             reconstruction_threshold=self._hidden.threshold,
             max_weight=float(max(weights)),
             clipping_range=self._hidden.clip,
+            quantization_range=LEVELS,
+            modulus_range=MODULUS,
         )
         legacy, state = Legacy(list(contents)), WorkflowState()
         context: Any = LegacyContext(_round_context(tasks[0].round_number), strategy=legacy)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ class Strategy:
     def personal(self, names: Iterable[str]) -> frozenset[str]:
         """Names that each client has for itself and nobody averages; none by default.
 
-        The server holds them between rounds and saves them with the client's model; no noise of privacy covers them.
+        The server holds them between rounds and saves them with the client's model; client-level privacy refuses them.
         """
         return frozenset()
 
