@@ -29,12 +29,13 @@ def collate(clips: list[np.ndarray], labels: np.ndarray, ids: np.ndarray, max_bo
     """
     frames = np.array([len(clip) for clip in clips])
     _, _, joints, axes = clips[0].shape
-    padded = np.zeros((len(clips), frames.max(), max_bodies, joints, axes), dtype=np.float32)
+    padded = np.zeros((len(clips), axes, frames.max(), joints, max_bodies), dtype=np.float32)
     for place, clip in zip(padded, clips, strict=True):
-        bodies = min(clip.shape[1], max_bodies)
-        place[: len(clip), :bodies] = clip[:, :bodies]
+        rows = place.reshape(axes, -1, max_bodies)  # a view: frames and joints in one
+        for body in range(min(clip.shape[1], max_bodies)):
+            rows[:, : len(clip) * joints, body] = clip[:, body].reshape(-1, axes).T
     return SkeletonBatch(
-        joints=torch.from_numpy(padded).permute(0, 4, 1, 3, 2).contiguous(),
+        joints=torch.from_numpy(padded),
         num_frames=torch.from_numpy(frames),
         labels=torch.from_numpy(labels),
         ids=torch.from_numpy(ids),

@@ -6,6 +6,7 @@ A store is a folder with `joints.npy` (float32, all clips one after the other), 
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -257,7 +258,7 @@ def _mapped(path: Path) -> np.ndarray:
 
 
 def _window(flat: np.ndarray, start: int, shape: tuple[int, ...]) -> np.ndarray:
-    return flat[start : start + int(np.prod(shape))].reshape(shape)
+    return flat[start : start + math.prod(shape)].reshape(shape)
 
 
 def _read_index(path: Path) -> StoreIndex:

@@ -62,6 +62,53 @@ def test_the_input_is_not_written_to(augmentation):
     assert torch.equal(joints, before)
 
 
+def bits(joints: torch.Tensor) -> torch.Tensor:
+    """The numbers as they are stored, so that 0 and -0 differ and NaN equals itself."""
+    return joints.contiguous().view({4: torch.int32, 8: torch.int64}[joints.element_size()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(9, 3, 64, 25, 2), (9, 3, 64, 25, 1)], ids=["two bodies", "one"])
+@pytest.mark.parametrize("augmentation", ALL, ids=lambda a: type(a).__name__)
+def test_clips_changed_in_place_have_the_bits_of_a_change_clip_by_clip(augmentation, size, dtype):
+    joints = torch.randn(size, generator=generator(6), dtype=dtype)
+    joints[3, :, 5, :, 0] = -0.0
+    drawn = augmentation.draw(len(joints), generator(16))
+    assert 0 < drawn["applied"].sum() < len(joints)
+    expected = joints.clone()
+    for row in drawn["applied"].nonzero()[:, 0].tolist():
+        one = slice(row, row + 1)
+        expected[one] = augmentation.change(joints[one], {name: part[one] for name, part in drawn.items()})
+    for whole in (joints, joints.transpose(3, 4).contiguous().transpose(3, 4)):
+        assert torch.equal(bits(augmentation.apply(whole, drawn)), bits(expected))
+        assert torch.equal(bits(augmentation.applied(whole.clone(), drawn, owned=True)), bits(expected))
+
+
+@pytest.mark.parametrize("mask", PUBLISHED[-2:], ids=lambda a: type(a).__name__)
+def test_a_mask_leaves_neither_sign_nor_nan_and_passes_gradients(mask):
+    joints = clips(8)
+    drawn = mask.draw(8, generator(17))
+    hidden = mask.hidden(joints, drawn) & drawn["applied"][:, None, None, None]
+    hidden = hidden.expand(8, 3, 64, 50).reshape(joints.shape)
+    assert hidden.any() and (joints[hidden] < 0).any()
+    spoilt = joints.masked_fill(hidden, -torch.nan)
+    expected = bits(torch.where(hidden, 0, joints))
+    assert torch.equal(bits(mask.applied(spoilt.clone(), drawn, owned=True)), expected)
+    assert torch.equal(bits(mask.apply(spoilt, drawn)), expected)
+    leaf = joints.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(mask.applied(leaf * 1, drawn, owned=True).sum(), leaf)
+    assert torch.equal(slope, (~hidden).float())
+
+
+def test_a_view_changes_no_clip_that_it_was_given():
+    joints, num_frames = clips(6, 64), torch.full((6,), 64)
+    before = joints.clone()
+    for stream in ("joint", "motion", "bone"):
+        view = CroppedView("ntu25", stream)
+        view.apply(joints, view.draw(6, generator(18)), num_frames)
+    assert torch.equal(joints, before)
+
+
 def test_rotation_turns_clockwise_about_x_then_y_then_z():
     degrees = torch.tensor([[25.0, 10.0, 70.0]], dtype=torch.float64)
     joints = clips(1, 4).double()

@@ -1,5 +1,6 @@
 """Augmentations of clips (N, C, T, V, M), most of them A2MC's and SCD-Net's."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -9,27 +10,32 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES
-from datamodules.transforms.augmentation import Augmentation
+from datamodules.transforms.augmentation import Augmentation, Mask
 
 
 def _transformed(matrices: Tensor, joints: Tensor) -> Tensor:
     """Matrices (N, 3, 3) times the coordinates, as column vectors, of joints (N, 3, T, V, M)."""
-    return torch.einsum("nij,njtvm->nitvm", matrices.to(joints.dtype), joints)
-
-
-def _turns(angle: Tensor, first: int, second: int) -> Tensor:
-    """(N, 3, 3) clockwise turns by angle (N,) radians in the plane of two axes: the second moves towards the first."""
-    matrices = torch.eye(3, dtype=angle.dtype, device=angle.device).repeat(len(angle), 1, 1)
-    matrices[:, first, first] = matrices[:, second, second] = angle.cos()
-    matrices[:, first, second] = angle.sin()
-    matrices[:, second, first] = -angle.sin()
-    return matrices
+    return torch.bmm(matrices.to(joints.dtype), joints.flatten(2)).view_as(joints)
 
 
 def _turned(degrees: Tensor, joints: Tensor) -> Tensor:
     """Clips (N, 3, T, V, M) turned clockwise about x, then y, then z by degrees (N, 3)."""
-    x, y, z = (degrees * math.pi / 180).unbind(1)
-    return _transformed(_turns(z, 0, 1) @ _turns(y, 2, 0) @ _turns(x, 1, 2), joints)
+    angles = (degrees * math.pi / 180).unbind(1)
+    (cx, cy, cz), (sx, sy, sz) = ([angle.cos() for angle in angles], [angle.sin() for angle in angles])
+    one, zero = torch.ones_like(cx), torch.zeros_like(cx)
+    about_x = [one, zero, zero, zero, cx, sx, zero, -sx, cx]
+    about_y = [cy, zero, -sy, zero, one, zero, sy, zero, cy]
+    about_z = [cz, sz, zero, -sz, cz, zero, zero, zero, one]
+    x, y, z = torch.stack([*about_x, *about_y, *about_z]).view(3, 3, 3, -1).permute(0, 3, 1, 2)
+    return _transformed(z @ y @ x, joints)
+
+
+@functools.cache
+def _walks(topology: str) -> Tensor:
+    """(V, V): walks of two steps between joints, standing still allowed."""
+    inward = torch.from_numpy(TOPOLOGIES[topology].inward())
+    near = torch.eye(len(inward)) + inward + inward.T
+    return near @ near
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +79,12 @@ class Flip(Augmentation):
         return {}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        order = torch.tensor(TOPOLOGIES[self.topology].mirrored, device=joints.device)
-        return joints.index_select(3, order)
+        bodies = joints.shape[4]
+        order = torch.tensor(TOPOLOGIES[self.topology].mirrored, device=joints.device)[:, None] * bodies
+        order = (order + torch.arange(bodies, device=joints.device)).flatten()
+        # Bodies folded into joints: joint by joint, two numbers at a time, it takes twice as long.
+        flat = joints.flatten(3)
+        return flat.gather(3, order.expand_as(flat)).view_as(joints)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +98,13 @@ class Shear(Augmentation):
         return {"shear": self.reach * (2 * torch.rand(n, 6, generator=generator, dtype=torch.float64) - 1)}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        matrices = torch.eye(3, dtype=torch.float64, device=joints.device).repeat(len(joints), 1, 1)
-        rows, columns = zip((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), strict=True)
-        matrices[:, rows, columns] = drawn["shear"]
+        one, s = torch.ones_like(drawn["shear"][:, 0]), drawn["shear"].unbind(1)
+        matrices = torch.stack([one, s[0], s[1], s[2], one, s[3], s[4], s[5], one], 1).view(-1, 3, 3)
         return _transformed(matrices, joints)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpatialMask(Augmentation):
+class SpatialMask(Mask):
     """Zero the `masked` joints nearest to `seeds` random ones (with replacement), in all frames.
 
     A joint's score is the number of walks of two steps, standing still allowed, from the seeds to it: the sum of the
@@ -111,19 +120,15 @@ class SpatialMask(Augmentation):
         joints = TOPOLOGIES[self.topology].num_joints
         return {"joints": torch.randint(joints, (n, self.seeds), generator=generator)}
 
-    def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
-        inward = torch.from_numpy(TOPOLOGIES[self.topology].inward()).to(joints.device)
-        near = torch.eye(len(inward), device=joints.device) + inward + inward.T
-        scores = (near @ near)[drawn["joints"]].sum(1)
+    def hidden(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        scores = _walks(self.topology).to(joints.device)[drawn["joints"]].sum(1)
         chosen = scores.argsort(dim=1, descending=True, stable=True)[:, : self.masked]
         hidden = torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
-        # Bodies folded into joints: a mask of two neighbouring numbers is four times as slow.
-        hidden = hidden[:, :, None].expand(-1, -1, joints.shape[4]).flatten(1)
-        return torch.where(hidden[:, None, None], 0, joints.flatten(3)).view_as(joints)
+        return hidden.repeat_interleave(joints.shape[4], dim=1)[:, None, None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TemporalMask(Augmentation):
+class TemporalMask(Mask):
     """Zero `masked` of `segments` segments of `length` frames each, drawn without replacement."""
 
     segments: int = 16
@@ -135,7 +140,7 @@ class TemporalMask(Augmentation):
         order = torch.rand(n, self.segments, generator=generator, dtype=torch.float64).argsort(dim=1)
         return {"segments": order[:, : self.masked]}
 
-    def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    def hidden(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         frames = joints.shape[2]
         if frames != self.segments * self.length:
             raise InputError(
@@ -144,4 +149,4 @@ class TemporalMask(Augmentation):
             )
         hidden = torch.zeros(len(joints), self.segments, dtype=torch.bool, device=joints.device)
         hidden = hidden.scatter(1, drawn["segments"], True).repeat_interleave(self.length, dim=1)
-        return torch.where(hidden[:, None, :, None], 0, joints.flatten(3)).view_as(joints)
+        return hidden[:, None, :, None]

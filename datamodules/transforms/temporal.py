@@ -96,7 +96,7 @@ def resize_window(joints: Tensor, start: Tensor, length: Tensor, frames: int) ->
     after = (before + 1).minimum(length[:, None] - 1)
     weight = (position - before).to(joints.dtype)[:, None, :, None, None]
     window = start[:, None]
-    return torch.lerp(take_frames(joints, window + before), take_frames(joints, window + after), weight)
+    return take_frames(joints, window + before).lerp_(take_frames(joints, window + after), weight)
 
 
 @dataclass(frozen=True)

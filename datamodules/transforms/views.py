@@ -69,7 +69,7 @@ class CroppedView:
         """(N, C, T, V, M) to (N, C, frames, V, M); drawn: of `draw`, or None for the centre crop of testing alone."""
         cropped = self.crop.apply(joints, None if drawn is None else drawn["crop"], num_frames)
         stream = self._stream(cropped, self._topology)
-        return stream if drawn is None else self.augment.apply(stream, drawn["augment"])
+        return stream if drawn is None else self.augment.apply(stream, drawn["augment"], owned=True)
 
 
 def normal_augmentations() -> list[Augmentation]:
@@ -117,7 +117,7 @@ class ResizedView:
     def apply(self, joints: Tensor, drawn: tuple[dict[str, Tensor], ...] | None, num_frames: Tensor) -> Tensor:
         """(N, C, T, V, M) to (N, C, frames, V, M); drawn: of `draw`, or None for the clip as it is, in testing."""
         resized = self.figure(joints, num_frames)
-        return self._stream(resized if drawn is None else self.augment.apply(resized, drawn), self._topology)
+        return self._stream(resized if drawn is None else self.augment.apply(resized, drawn, owned=True), self._topology)
 
 
 class ExtremeView(ResizedView):
