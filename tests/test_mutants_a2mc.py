@@ -152,21 +152,17 @@ PERCEPTUAL = [
 ]  # fmt: skip
 
 AUGMENTATIONS = [
-    Mutant("anticlockwise", spatial, "_turns", "matrices[:, second, first] = -angle.sin()",
-           "matrices[:, second, first] = angle.sin()\n"
-           "    matrices[:, first, second] = -angle.sin()"),
-    Mutant("z before x", spatial, "_turned", "_turns(z, 0, 1) @ _turns(y, 2, 0) @ _turns(x, 1, 2)",
-           "_turns(x, 1, 2) @ _turns(y, 2, 0) @ _turns(z, 0, 1)"),
+    Mutant("anticlockwise", spatial, "_turned", "-1, 3, 3)", "-1, 3, 3).mT"),
+    Mutant("z before x", spatial, "_turned", "z @ y @ x", "x @ y @ z"),
     Mutant("radians", spatial, "_turned", " * math.pi / 180", ""),
-    Mutant("coordinates as rows", spatial, "_transformed", "nij,njtvm", "nji,njtvm"),
-    Mutant("mirrored flip", Flip, "change", "index_select(3, order)",
-           "index_select(3, order) * joints.new_tensor([-1, 1, 1]).view(3, 1, 1, 1)"),
-    Mutant("shear by columns", Shear, "change", "rows, columns =", "columns, rows ="),
-    Mutant("walks of one step", SpatialMask, "change", "(near @ near)", "near"),
-    Mutant("walks that never stand", SpatialMask, "change",
-           "torch.eye(len(inward), device=joints.device) + inward", "inward"),
-    Mutant("a seed counts once", SpatialMask, "change", '[drawn["joints"]].sum(1)', '[drawn["joints"]].amax(1)'),
-    Mutant("segments dealt out in turn", TemporalMask, "change", ".repeat_interleave(self.length, dim=1)",
+    Mutant("coordinates as rows", spatial, "_transformed", "bmm(matrices", "bmm(matrices.mT"),
+    Mutant("mirrored flip", Flip, "change", "view_as(joints)",
+           "view_as(joints) * joints.new_tensor([-1, 1, 1]).view(3, 1, 1, 1)"),
+    Mutant("shear by columns", Shear, "change", ".view(-1, 3, 3)", ".view(-1, 3, 3).mT"),
+    Mutant("walks of one step", spatial, "_walks", "near @ near", "near"),
+    Mutant("walks that never stand", spatial, "_walks", "torch.eye(len(inward)) + inward", "inward"),
+    Mutant("a seed counts once", SpatialMask, "hidden", '[drawn["joints"]].sum(1)', '[drawn["joints"]].amax(1)'),
+    Mutant("segments dealt out in turn", TemporalMask, "hidden", ".repeat_interleave(self.length, dim=1)",
            ".repeat(1, self.length)"),
 ]  # fmt: skip
 

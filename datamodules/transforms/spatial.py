@@ -26,7 +26,7 @@ def _turned(degrees: Tensor, joints: Tensor) -> Tensor:
     about_x = [one, zero, zero, zero, cx, sx, zero, -sx, cx]
     about_y = [cy, zero, -sy, zero, one, zero, sy, zero, cy]
     about_z = [cz, sz, zero, -sz, cz, zero, zero, zero, one]
-    x, y, z = torch.stack([*about_x, *about_y, *about_z]).view(3, 3, 3, -1).permute(0, 3, 1, 2)
+    x, y, z = (torch.stack(entries, 1).view(-1, 3, 3) for entries in (about_x, about_y, about_z))
     return _transformed(z @ y @ x, joints)
 
 
