@@ -3,7 +3,7 @@
 McMahan et al., ICLR 2018, with every client chosen counted alike. The guarantee is for whoever sees what comes out of
 the run (model, ledger, scores, records), not against the server, which sees every update in the clear. Everything that
 clients learn is clipped, averaged and noised: `covered` refuses a model with tensors of another kind, and what clients
-measure on their own data is not recorded. Told as they are: which clients take part and how many samples each holds, who
+measure on their own data is not recorded. Told as they are: which clients take part, how many samples each holds, who
 failed and why, seconds and steps of each. Epsilon is that of one run: runs on the same clients (seeds, `fresh`, tuning)
 compose.
 """
