@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytorch_lightning as pl
 from torch.optim import Optimizer
@@ -19,6 +19,9 @@ from federated.terms import Term, TermGradients
 from federated.transport import Exact, rounded
 
 log = logging.getLogger(__name__)
+
+OURS = ("InputError", "NotFiniteError", "ClientTimeout", "OutOfMemoryError")  # errors that name keys, files and numbers
+WITHHELD = "its message stays in the log of the client's node"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,10 @@ class ClientFailure:
     error: str
     message: str
     seconds: float
+
+    def discreet(self) -> "ClientFailure":
+        """As it leaves a node: the message of code that is not ours, which may quote a sample, stays in the log."""
+        return self if self.error in OURS else replace(self, message=WITHHELD)
 
 
 Outcome = ClientUpdate | ClientFailure

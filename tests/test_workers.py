@@ -16,7 +16,7 @@ from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import Client, ClientTask
 from federated.data import PartitionedData
-from federated.engines.workers import Workers
+from federated.engines.workers import Workers, configured
 from federated.ledger import Ledger
 
 root = door_tests.root
@@ -120,6 +120,19 @@ def test_what_ends_a_federation_ends_it_here_too(workers):
 def test_no_place_is_an_error():
     with pytest.raises(InputError, match=r"raise engine\.places"):
         Workers(partial(client, Toy), [])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "accelerator", "expected"),
+    [(2, "gpu", ["cuda:0", "cuda:1", "cuda:0"]), (2, "auto", ["cuda:0", "cuda:1", "cuda:0"]), (0, "auto", ["cpu"] * 3)]
+    + [(2, "cpu", ["cpu"] * 3)],
+)
+def test_places_go_round_the_gpus(gpus, accelerator, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    engine = configured({"trainer": {"accelerator": accelerator, "devices": 1}}, None, places=3, threads=1)
+    assert engine._devices == expected and engine.capacity == 3
+    with pytest.raises(InputError, match=r"set trainer\.devices=1"):
+        configured({"trainer": {"devices": 2}}, None)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from toys_clr import aim_clr, skeleton_clr
 
 from datamodules.errors import InputError
 from datamodules.skeleton import Labelled
+from datamodules.transforms.spatial import Tilt
 from federated.adapter import Adapter
 from federated.client import Client, ClientTask
 from federated.data import PartitionedData
@@ -36,7 +37,8 @@ from lightning_modules.sds_cl import SDSCL
 def sds_cl() -> SDSCL:
     torch.manual_seed(1)
     encoder = DSTANet("ntu25", goldens_sds_cl.LAYERS, subsets=2, num_frames=8)
-    return SDSCL(encoder, partial(torch.optim.SGD, lr=1e-3, momentum=0.9), Constant(), seed=3, longest=20)
+    augmented = [Tilt(probability=1.0)]
+    return SDSCL(encoder, partial(torch.optim.SGD, lr=1e-3, momentum=0.9), Constant(), 3, 0.07, 20, augmented)
 
 
 LABELLED = Labelled(fraction=0.5, batch_size=6, steps=2)

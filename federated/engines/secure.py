@@ -92,7 +92,7 @@ def _trained(request: Message, client: Client, hidden: Masking | None) -> Messag
     task = task_of(request.content)
     outcome = client.run(task)
     if isinstance(outcome, ClientFailure):
-        raise DroppedOut(f"client {outcome.client}: {outcome.error}: {outcome.message}")
+        raise DroppedOut(f"client {outcome.client}: {outcome.error}: {outcome.discreet().message}")
     change = {name: outcome.state[name].double() - task.state[name].double() for name in sorted(task.state)}
     largest = max(float(part.abs().max()) for part in change.values() if part.numel())
     if largest > hidden.clip:

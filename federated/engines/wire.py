@@ -59,7 +59,7 @@ def task_of(content: Mapping[str, Any]) -> ClientTask:
 def outcome_content(outcome: Outcome) -> RecordDict:
     """An outcome as the content of a reply."""
     if isinstance(outcome, ClientFailure):
-        return RecordDict({"failure": ConfigRecord(dict(vars(outcome)))})
+        return RecordDict({"failure": ConfigRecord(dict(vars(outcome.discreet())))})
     facts = {name: getattr(outcome, name) for name in ("client", "num_samples", "steps", "seconds")}
     return RecordDict(
         {
