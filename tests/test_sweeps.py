@@ -77,10 +77,9 @@ def go(tmp_path):
     (tmp_path / "conf/go.yaml").write_text(CONFIG)
     (tmp_path / "conf/sweep/both.yaml").write_text("# @package hydra.sweeper\nparams: {n: '1,6', m: '1,2'}\n")
     (tmp_path / "go.py").write_text(DOOR)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def start(*overrides: str) -> subprocess.Popen:
-        line = [sys.executable, "go.py", *overrides]
+        line, environment = [sys.executable, "go.py", *overrides], os.environ | {"PYTHONPATH": str(ROOT)}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(line, cwd=tmp_path, env=environment, **pipes)
 
@@ -249,6 +248,44 @@ def test_slurm_jobs_have_a_task_a_device():
         launcher = compose("train", overrides, return_hydra_config=True).hydra.launcher
     assert launcher.tasks_per_node == launcher.gpus_per_node == 4 and launcher.nodes == 1
     assert launcher._target_.endswith("SlurmLauncher")
+
+
+SBATCH = """#!/bin/bash
+# A queue that starts an array's jobs at once, on this machine.
+cp "${@: -1}" submitted.sh
+last=$(grep -oP -- '--array=0-\\K[0-9]+' submitted.sh)
+echo "Submitted batch job 7"
+for ((job = 0; job <= last; job++)); do
+    export SLURM_JOB_ID=$((7 + job)) SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$job
+    bash submitted.sh > log-$job 2>&1 < /dev/null &
+done
+"""
+SRUN = """#!/bin/bash
+# The tasks of a job, beside one another.
+while [[ $1 == -* ]]; do [[ $1 == *=* || $1 == --unbuffered ]] && shift || shift 2; done
+for ((task = 0; task < TASKS; task++)); do
+    SLURM_NTASKS=$TASKS SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 "$@" &
+done
+wait
+"""
+
+
+@pytest.mark.slow
+def test_slurm_takes_the_jobs_and_starts_a_task_a_device(go, tmp_path, monkeypatch):
+    """On a SLURM that is two small scripts: what is submitted asks for the tasks and GPUs, failed jobs are named."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    for name, script in (("sbatch", SBATCH), ("srun", SRUN)):
+        (tmp_path / name).write_text(script)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("TASKS", "2")
+    sweep = go("-m", "n=2,6", "trainer.devices=2", "hydra/launcher=slurm", "hydra.launcher.partition=gpu")
+    _, err = sweep.communicate(timeout=300)
+    assert sweep.returncode == 2 and err.splitlines()[-1].startswith("error: 1 of 2 jobs failed")
+    assert "(n=2) two is no number" in err.splitlines()[-1]
+    assert len(list(tmp_path.glob("done-6-*"))) == 1
+    asked = set(re.findall(r"^#SBATCH --(\S+)", (tmp_path / "submitted.sh").read_text(), re.MULTILINE))
+    assert {"ntasks-per-node=2", "gpus-per-node=2", "nodes=1", "partition=gpu", "time=1440"} <= asked
 
 
 @pytest.mark.slow

@@ -124,8 +124,12 @@ def test_no_place_is_an_error():
 
 @pytest.mark.parametrize(
     ("gpus", "accelerator", "expected"),
-    [(2, "gpu", ["cuda:0", "cuda:1", "cuda:0"]), (2, "auto", ["cuda:0", "cuda:1", "cuda:0"]), (0, "auto", ["cpu"] * 3)]
-    + [(2, "cpu", ["cpu"] * 3)],
+    [
+        (2, "gpu", ["cuda:0", "cuda:1", "cuda:0"]),
+        (2, "auto", ["cuda:0", "cuda:1", "cuda:0"]),
+        (2, "cpu", ["cpu"] * 3),
+        (0, "auto", ["cpu"] * 3),
+    ],
 )
 def test_places_go_round_the_gpus(gpus, accelerator, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
