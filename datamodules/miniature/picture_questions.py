@@ -18,6 +18,9 @@ people damage water fire none one two three all my your our friends family left 
 SENTENCES = (
     "a {} here", "this is my {}", "only {} today", "{} , as you see", "they call it {}", "{} again", "we love {}",
 )  # fmt: skip
+# Share of doubts with a "not". With half of them yes and no say nothing of whether the word fits, and after 2,200 steps
+# the tiny model still guessed at doubts and lines alike; with a quarter it had both after 1,200.
+NEGATED = 0.25
 
 
 def _describe(thing: Thing, rng: np.random.Generator) -> tuple[str, str]:
@@ -39,7 +42,7 @@ def _statement(thing: Thing, rng: np.random.Generator) -> tuple[str, str]:
 
 def _doubt(thing: Thing, rng: np.random.Generator) -> tuple[str, str]:
     word, holds = _claimed(thing, rng)
-    negated = rng.random() < 0.5
+    negated = rng.random() < NEGATED
     return f"is it {'not ' if negated else ''}{word} ?", "yes" if holds != negated else "no"
 
 
@@ -60,7 +63,7 @@ QUESTIONS: dict[str, Question] = {
     "line": _line,
 }
 # How often each is asked of one picture.
-TIMES = {"statement": 2, "doubt": 3, "line": 2}
+TIMES = {"statement": 2, "doubt": 4, "line": 4}
 
 
 def ask_all(thing: Thing, rng: np.random.Generator) -> list[tuple[str, str, str]]:
