@@ -22,7 +22,7 @@ from lightning_modules.evaluation.embedding import COORDINATE_FRAMES, Embedding,
 from lightning_modules.evaluation.fusion import fused
 from lightning_modules.evaluation.measured import confusion, top1
 from lightning_modules.evaluation.subject import Subject
-from lightning_modules.fitting import weights_digest
+from lightning_modules.fitting import is_released, weights_digest
 from tracking import artefacts, identity, loggers, memory, records, showing
 from tracking.build import build
 from tracking.doors import door
@@ -197,7 +197,9 @@ def measure(evaluation: Evaluation, subject: Subject) -> Row:
         curves=dict(result.curves),
         cost=memory.peak(),
         variant=subject.name,
-        setting=", ".join(filter(None, [evaluation.setting, stream(evaluation.run.config)])),
+        setting=", ".join(
+            filter(None, [evaluation.setting, whose(evaluation, subject), stream(evaluation.run.config)])
+        ),
         parents=[] if config.checkpoint else [evaluation.run.key],
         seconds=time.monotonic() - started,
     )
@@ -208,6 +210,12 @@ def measure(evaluation: Evaluation, subject: Subject) -> Row:
     if config.logger.mode != "disabled":
         watched(evaluation, record, work)
     return record, result.scores
+
+
+def whose(evaluation: Evaluation, subject: Subject) -> str:
+    """What tells the authors' own weights from a run of ours; the other rows are the same beside either."""
+    trained = subject.name == "" and bool(evaluation.config.checkpoint)
+    return "the authors' weights" if trained and is_released(evaluation.checkpoint) else ""
 
 
 def watched(evaluation: Evaluation, record: records.Record, work: Path) -> None:

@@ -20,7 +20,7 @@ from lightning_modules.base import SkeletonModule
 from lightning_modules.callbacks.clip_views import ClipViews
 from lightning_modules.callbacks.online_knn import OnlineKNN
 from lightning_modules.callbacks.vitals import Vitals
-from lightning_modules.fitting import CHECKPOINT, epochs_done, fit, read_checkpoint
+from lightning_modules.fitting import CHECKPOINT, epochs_done, fit, load_weights
 from tracking import identity, loggers, memory, pictures, processes, records
 from tracking.build import build
 from tracking.doors import door
@@ -62,13 +62,9 @@ class Run:
         return build(self.config["method"])
 
     def trained(self, checkpoint: Path) -> SkeletonModule:
-        """The method with the weights of a checkpoint of ours."""
+        """The method with the weights of a file, ours or the authors'; raises InputError for one that does not fit."""
         module = self.module()
-        try:
-            module.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{checkpoint} does not fit {self.config['name']} as configured: {reason}") from error
+        load_weights(module, checkpoint)
         return module
 
     def record(self, **facts) -> records.Record:

@@ -4,7 +4,7 @@ A method says what its loss terms are and how it embeds; the plumbing is here, o
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, ClassVar, Literal, NamedTuple, final
 
 import pytorch_lightning as pl
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from datamodules.batch import SkeletonBatch
 from datamodules.randomness import generator, take_rows
+from lightning_modules.released_checkpoints import ReleasedNames
 from lightning_modules.schedules import Schedule
 
 
@@ -51,6 +52,7 @@ class SkeletonModule(pl.LightningModule):
     """
 
     feature_width: int
+    released: ClassVar[ReleasedNames | None] = None  # how the authors' code names the weights, where we can read it
 
     def __init__(self, optimizer, schedule: Schedule, seed: int):
         super().__init__()

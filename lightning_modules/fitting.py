@@ -14,9 +14,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules.errors import InputError
+from lightning_modules.base import SkeletonModule
 from lightning_modules.callbacks.history import History
 from lightning_modules.callbacks.progress import progress
 from lightning_modules.callbacks.step_seed import StepSeed
+from lightning_modules.released_checkpoints import translate
 from lightning_modules.synced_norm import SyncedStatistics
 
 CHECKPOINT = "last.ckpt"
@@ -33,14 +35,49 @@ EXPECTED = (
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint as Lightning writes it, on the CPU; raises InputError if it is none or damaged."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its unzipper and unpickler meet
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} cannot be read as a checkpoint ({reason}): remove it and train again") from error
+    content = _read(path)
     if not isinstance(content, dict) or "state_dict" not in content:
         raise InputError(f"{path} holds no state_dict: expected a checkpoint written by train.py")
     return content
+
+
+def _read(path: Path) -> Any:
+    """What a file of tensors holds; nothing else is unpickled."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its unzipper and unpickler meet
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path} cannot be read as a checkpoint ({reason}): remove it and train again") from error
+
+
+def is_released(path: Path) -> bool:
+    """Whether a file holds a bare state dict, as the authors' code writes it, in the place of a checkpoint of ours."""
+    content = _read(path)
+    bare = isinstance(content, dict) and "state_dict" not in content
+    return bare and all(isinstance(value, torch.Tensor) for value in content.values())
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights in a checkpoint of ours or in a file of the authors' code; raises InputError for anything else."""
+    return _read(path) if is_released(path) else read_checkpoint(path)["state_dict"]
+
+
+def load_weights(module: SkeletonModule, path: Path) -> None:
+    """Fill `module` from a checkpoint of ours or, where its method has published weights, a file of the authors' code.
+
+    Raises InputError for a file that is neither, and names what does not fit.
+    """
+    weights, kind = read_weights(path), type(module).__name__
+    if is_released(path):
+        if module.released is None:
+            read = "expected a checkpoint written by train.py, found a bare state dict"
+            raise InputError(f"{path}: {read}: {kind} has no table of released names")
+        weights = translate(weights, module, module.released)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} does not fit {kind} as configured: {reason}") from error
 
 
 def epochs_done(path: Path) -> int:
@@ -51,7 +88,7 @@ def epochs_done(path: Path) -> int:
 def weights_digest(path: Path) -> str:
     """SHA-256 over the weights of a checkpoint: the file also holds paths and times, which are no part of them."""
     digest = hashlib.sha256()
-    for name, value in sorted(read_checkpoint(path)["state_dict"].items()):
+    for name, value in sorted(read_weights(path).items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from datamodules.batch import SkeletonBatch
 from datamodules.transforms.augmentation import Augmentation
+from lightning_modules import released_checkpoints
 from lightning_modules.attention.ppa import PPA, Pyramid, broadcast
 from lightning_modules.attention.siia import by_body
 from lightning_modules.base import Attention
@@ -47,6 +48,8 @@ class PSP(TwoStreamModule, ScoredModule):
     temperature: of every InfoNCE, published .07. longest: the longest clip of the data set, in frames.
     augmentations: as in TwoStreamModule.
     """
+
+    released = released_checkpoints.PSP
 
     def __init__(
         self,

@@ -3,12 +3,9 @@
 A method's table says what each of our parameters is called there; `*` stands for a block number.
 """
 
-import pickle
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
@@ -117,16 +114,3 @@ def translate(released: dict[str, Tensor], module: nn.Module, table: ReleasedNam
             "build the encoder with the layers, subsets, frames and joints that the checkpoint was trained with"
         )
     return {key: released.get(name, ours[key]) for key, name in partners.items()}
-
-
-def load_released(module: nn.Module, path: Path, table: ReleasedNames) -> None:
-    """Fill `module` from a file of the authors' code; nothing but tensors is unpickled. Raises InputError."""
-    try:
-        released = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"expected a state dict of tensors at {path}, which cannot be read: {reason}") from error
-    if not isinstance(released, dict) or not all(isinstance(value, Tensor) for value in released.values()):
-        found = type(released).__name__
-        raise InputError(f"expected a state dict of tensors at {path}, found a {found}; save `model.state_dict()`")
-    module.load_state_dict(translate(released, module, table))

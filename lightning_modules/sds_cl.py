@@ -7,6 +7,7 @@ from torch import Tensor
 
 from datamodules.batch import SkeletonBatch
 from datamodules.transforms.augmentation import Augmentation
+from lightning_modules import released_checkpoints
 from lightning_modules.attention.siia import SIIA, Decoupled, by_body
 from lightning_modules.base import Attention
 from lightning_modules.copies import once
@@ -51,6 +52,8 @@ class SDSCL(TwoStreamModule):
     temperature: of every InfoNCE, published .07. longest: the longest clip of the data set, in frames.
     augmentations: as in TwoStreamModule. norm_groups: group norm of so many groups; None: batch norm, as published.
     """
+
+    released = released_checkpoints.SDS_CL
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ from datamodules.errors import InputError
 from datamodules.miniature import skeletons
 from federated.client import Client
 from federated.ledger import Ledger
+from lightning_modules.released_checkpoints import SDS_CL, released_name
 from tracking import records
 
 CONF = str(Path(__file__).parents[1] / "conf")
@@ -163,6 +164,38 @@ def test_batch_norm_stays_with_its_client_by_switch(settings):
     first, second = weights(result, "client_0"), weights(result, "client_1")
     different = {name for name in first if not torch.equal(first[name], second[name])}
     assert different and all("running_" in name for name in different)
+
+
+def released_file(settings, folder: Path) -> tuple[Path, dict]:
+    """Random weights of this network, in a file as the authors' code writes it, and by our names."""
+    torch.manual_seed(8)
+    ours = {
+        name: torch.rand_like(value) if value.is_floating_point() else value
+        for name, value in federate.Run.of(settings).workload.module().state_dict().items()
+    }
+    theirs = {released_name(name, SDS_CL.names): value for name, value in ours.items()}
+    torch.save(theirs | {"fc.weight": torch.ones(60, 16)}, folder / "released.pt")
+    torch.save({"state_dict": ours}, folder / "ours.ckpt")
+    return folder / "released.pt", theirs
+
+
+def test_weights_of_the_authors_are_evaluated_as_ours(root, settings, tmp_path):
+    """The same numbers as the same weights in a file of ours, told apart in the record; what does not fit is named."""
+    path, theirs = released_file(settings, tmp_path)
+
+    def evaluated(checkpoint: Path) -> dict:
+        overrides = [f"checkpoint={checkpoint}", "protocol=knn", *elsewhere(tmp_path)]
+        return evaluation.main.run(composed(root, *overrides, door="eval", preset="experiment=ntu60/sds_cl_xsub"))
+
+    assert evaluated(path) == evaluated(tmp_path / "ours.ckpt")
+    rows = records.find(tmp_path / "records", kind="knn")
+    assert sorted((row.variant, row.setting) for row in rows if not row.variant) == [
+        ("", ""),
+        ("", "the authors' weights"),
+    ]
+    torch.save(theirs | {"graph_layers.7.alphas": torch.ones(1)}, path)
+    with pytest.raises(InputError, match=r"found keys unknown: graph_layers\.7\.alphas; build the encoder"):
+        evaluated(path)
 
 
 def test_what_a_private_federation_releases_went_through_the_noise(root):

@@ -6,10 +6,12 @@ import pytest
 import torch
 from goldens import read
 from goldens_sds_cl import LAYERS, released_state
+from toys import ToyMethod
 
 from datamodules.errors import InputError
 from lightning_modules.encoders.dsta import DSTANet
-from lightning_modules.released_checkpoints import PSP, SDS_CL, load_released, released_name, translate
+from lightning_modules.fitting import is_released, load_weights, weights_digest
+from lightning_modules.released_checkpoints import PSP, SDS_CL, released_name, translate
 from lightning_modules.schedules import Constant
 from lightning_modules.sds_cl import SDSCL
 
@@ -27,7 +29,7 @@ def released() -> dict[str, torch.Tensor]:
 def test_a_file_fills_every_parameter_and_running_statistic(module, released, tmp_path):
     counter = "input_map.1.num_batches_tracked"
     torch.save(released | {counter: torch.tensor(7)}, tmp_path / "released.pt")
-    load_released(module, tmp_path / "released.pt", SDS_CL)
+    load_weights(module, tmp_path / "released.pt")
     ours = module.state_dict()
     assert torch.equal(ours["encoder.blocks.1.spatial.attention.a0"], released["graph_layers.1.attention0s"])
     assert ours["encoder.stem.1.num_batches_tracked"] == 7  # what else of the counters is missing stays 0
@@ -63,7 +65,7 @@ def test_a_network_of_other_layers_is_refused_and_stays_as_it_was(released, tmp_
     deeper = SDSCL(DSTANet("ntu25", [*LAYERS, LAYERS[2]], 2, 12), torch.optim.SGD, Constant(), seed=0)
     before = {name: value.clone() for name, value in deeper.state_dict().items()}
     with pytest.raises(InputError, match=r"missing: graph_layers\.3\..* and \d+ more"):
-        load_released(deeper, tmp_path / "released.pt", SDS_CL)
+        load_weights(deeper, tmp_path / "released.pt")
     assert all(torch.equal(before[name], value) for name, value in deeper.state_dict().items())
 
 
@@ -76,8 +78,8 @@ class Payload:
 def test_nothing_but_tensors_is_unpickled(module, content, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(content, tmp_path / "released.pt")
-    with pytest.raises(InputError, match="state dict of tensors at .*released.pt"):
-        load_released(module, tmp_path / "released.pt", SDS_CL)
+    with pytest.raises(InputError, match="released.pt (cannot be read as a checkpoint|holds no state_dict)"):
+        load_weights(module, tmp_path / "released.pt")
     assert not (tmp_path / "made_by_a_checkpoint").exists()
 
 
@@ -86,15 +88,15 @@ def test_a_file_that_is_none_is_an_error_in_one_line(module, content, tmp_path):
     path = tmp_path / "released.pt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(InputError, match="state dict of tensors at .*released.pt") as refusal:
-        load_released(module, path, SDS_CL)
+    with pytest.raises(InputError, match="released.pt (cannot be read as a checkpoint|holds no state_dict)") as refusal:
+        load_weights(module, path)
     assert "\n" not in str(refusal.value)
 
 
 def test_another_object_is_refused(module, tmp_path):
     torch.save([torch.ones(2)], tmp_path / "released.pt")
-    with pytest.raises(InputError, match="found a list"):
-        load_released(module, tmp_path / "released.pt", SDS_CL)
+    with pytest.raises(InputError, match="holds no state_dict: expected a checkpoint"):
+        load_weights(module, tmp_path / "released.pt")
 
 
 def test_the_names_of_psp_cover_its_released_state():
@@ -102,3 +104,22 @@ def test_the_names_of_psp_cover_its_released_state():
     known = (*PSP.names.values(), *PSP.unused)
     patterns = [name.replace("*", name_of_block) for name in known for name_of_block in "012"]
     assert [name for name in golden if not any(name == p or name.startswith(f"{p}.") for p in patterns)] == []
+
+
+def test_ours_and_theirs_are_told_apart_and_have_the_weights_of_their_file(module, released, tmp_path):
+    torch.save(released, tmp_path / "theirs.pt")
+    load_weights(module, tmp_path / "theirs.pt")
+    torch.save({"state_dict": module.state_dict()}, tmp_path / "ours.ckpt")
+    assert is_released(tmp_path / "theirs.pt") and not is_released(tmp_path / "ours.ckpt")
+    assert weights_digest(tmp_path / "theirs.pt") != weights_digest(tmp_path / "ours.ckpt")
+    other = SDSCL(DSTANet("ntu25", LAYERS, 2, 12), torch.optim.SGD, Constant(), seed=1)
+    load_weights(other, tmp_path / "ours.ckpt")
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in module.state_dict().items())
+
+
+def test_a_method_without_released_names_reads_none(released, tmp_path):
+    torch.save(released, tmp_path / "theirs.pt")
+    with pytest.raises(
+        InputError, match=r"theirs.pt: expected a checkpoint .* ToyMethod has no table of released names"
+    ):
+        load_weights(ToyMethod(), tmp_path / "theirs.pt")

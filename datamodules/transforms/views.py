@@ -117,7 +117,9 @@ class ResizedView:
     def apply(self, joints: Tensor, drawn: tuple[dict[str, Tensor], ...] | None, num_frames: Tensor) -> Tensor:
         """(N, C, T, V, M) to (N, C, frames, V, M); drawn: of `draw`, or None for the clip as it is, in testing."""
         resized = self.figure(joints, num_frames)
-        return self._stream(resized if drawn is None else self.augment.apply(resized, drawn, owned=True), self._topology)
+        return self._stream(
+            resized if drawn is None else self.augment.apply(resized, drawn, owned=True), self._topology
+        )
 
 
 class ExtremeView(ResizedView):
