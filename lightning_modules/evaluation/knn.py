@@ -1,6 +1,5 @@
 """k-nearest-neighbour classification of frozen embeddings."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,31 +9,31 @@ from torch.nn import functional
 from datamodules.errors import InputError
 from lightning_modules.evaluation.embedding import Embedding
 from lightning_modules.evaluation.measured import Measured
+from lightning_modules.evaluation.screening import Screen, worthwhile
 from lightning_modules.evaluation.subject import Subject
 
+CHUNK = 1024  # queries at once: memory is as many rows of similarities to all training clips
 
-def similarities(train: Tensor, test: Tensor, metric: str, chunk: int = 1024) -> Iterator[Tensor]:
-    """(chunk, N_train) closeness of rows of `test` to those of `train`, the largest the nearest, chunk after chunk.
+
+def comparable(train: Tensor, test: Tensor, metric: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows whose products minus the offset (N_train,) are the larger the nearer they lie: train, test, offset.
 
     metric: "cosine" or "euclidean" (there half the squared distance is subtracted, up to a number of each test row).
     """
     if metric == "cosine":
-        train, test = functional.normalize(train, dim=1), functional.normalize(test, dim=1)
-        offset = torch.zeros(len(train))
-    elif metric == "euclidean":  # |a - b|^2 orders like |a|^2 - 2 a.b
-        offset = train.square().sum(1) / 2
-    else:
-        raise InputError(f"metric must be cosine or euclidean, found {metric!r}")
-    for part in test.split(chunk):
-        yield part @ train.T - offset
+        return functional.normalize(train, dim=1), functional.normalize(test, dim=1), torch.zeros(len(train))
+    if metric == "euclidean":  # |a - b|^2 orders like |a|^2 - 2 a.b
+        return train, test, train.square().sum(1) / 2
+    raise InputError(f"metric must be cosine or euclidean, found {metric!r}")
 
 
-def neighbours(train: Tensor, test: Tensor, k: int, metric: str, chunk: int = 1024) -> Tensor:
+def neighbours(train: Tensor, test: Tensor, k: int, metric: str, chunk: int = CHUNK) -> Tensor:
     """(N_test, k) rows of `train` nearest to each row of `test`, nearest first.
 
     Works through `test` in chunks: memory is chunk x N_train, never N_test x N_train.
     """
-    return torch.cat([torch.topk(part, k, dim=1).indices for part in similarities(train, test, metric, chunk)])
+    train, test, offset = comparable(train, test, metric)
+    return torch.cat([torch.topk(part @ train.T - offset, k, dim=1).indices for part in test.split(chunk)])
 
 
 def vote(labels: Tensor, num_classes: int) -> Tensor:
@@ -73,8 +72,18 @@ class KNN:
 
     def search(self, train: Embedding, queries: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
         """(N, largest k) labels of the nearest training clips, nearest first, and (N, classes) scores of 1-NN."""
-        found, scores = [], []
-        for part in similarities(train.vectors, queries, self.metric):
-            found.append(train.labels[torch.topk(part, max(self.ks), dim=1).indices])
-            scores.append(nearest_of_class(part, train.labels, num_classes))
+        rows, queries, offset = comparable(train.vectors, queries, self.metric)
+        k, found, scores = max(self.ks), [], []
+        screen = Screen(rows, offset, train.labels, num_classes) if worthwhile(rows, queries) else None
+        for part in queries.split(CHUNK):
+            screened = screen.search(part, k) if screen else None
+            if screened is None:  # and the chunks that follow are like this one
+                screen, screened = None, plainly(part @ rows.T - offset, train.labels, num_classes, k)
+            found.append(train.labels[screened[0]])
+            scores.append(screened[1])
         return torch.cat(found), torch.cat(scores)
+
+
+def plainly(similarity: Tensor, labels: Tensor, num_classes: int, k: int) -> tuple[Tensor, Tensor]:
+    """(N, k) training clips nearest by similarity (N, N_train), nearest first, and `nearest_of_class`."""
+    return torch.topk(similarity, k, dim=1).indices, nearest_of_class(similarity, labels, num_classes)
