@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map
 
 
@@ -25,17 +26,10 @@ class CountedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if self.copies is None or not self.training:
             return super().forward(x)
-        wide = x if x.dtype == torch.float64 else x.float()
-        count = self.copies.sum()
-        share = (self.copies / count)[:, None]
-        # Variance within each row and between rows: exact where E[x^2] - E[x]^2 would cancel.
-        within, mean_of_row = torch.var_mean(wide, dim=(2, 3), correction=0)
-        mean = (share * mean_of_row).sum(0)
-        variance = (share * (within + (mean_of_row - mean).square())).sum(0)
+        y, mean, variance = _Normalise.apply(x, self.weight, self.bias, self.copies, self.eps)
         if self.track_running_stats:
-            self._follow(mean.detach(), variance.detach(), count * x[0, 0].numel())
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (wide * scale[:, None, None] + (self.bias - mean * scale)[:, None, None]).to(x.dtype)
+            self._follow(mean, variance, self.copies.sum() * x[0, 0].numel())
+        return y
 
     def _follow(self, mean: Tensor, variance: Tensor, numbers: Tensor) -> None:
         """Move the running statistics as nn.BatchNorm2d does, with the unbiased variance of all copies."""
@@ -46,6 +40,51 @@ class CountedBatchNorm2d(nn.BatchNorm2d):
             step = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
             self.running_mean.lerp_(mean, step)
             self.running_var.lerp_(variance * numbers / (numbers - 1), step)
+
+
+class _Normalise(torch.autograd.Function):
+    """weight (x - mean) / sqrt(variance + eps) + bias by the statistics of all copies of rows x (B, C, H, W).
+
+    forward gives also the (C,) mean and biased variance. In passes over memory, which is what batch norm costs: four
+    where autograd of this equation takes some twenty.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor, copies: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        share = (copies / copies.sum() / x[0, 0].numel())[:, None]
+        wide = _wide(x)
+        mean = (share * wide.sum((2, 3))).sum(0)  # no product of matrices, which autocast would round
+        # Two passes: exact where E[x^2] - E[x]^2 would cancel.
+        centred = wide - mean[:, None, None]
+        variance = (share * torch.linalg.vector_norm(centred, dim=(2, 3)).square()).sum(0)
+        scale = weight * (variance + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, variance, share)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        y = torch.addcmul(bias[:, None, None], centred, scale[:, None, None], out=centred)
+        return y.to(x.dtype), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope: Tensor, *_: Tensor):  # type: ignore[override]
+        """A row's slope is that of all its copies together, so that of x its statistics take `copies` shares."""
+        x, weight, mean, variance, share = ctx.saved_tensors
+        wide = _wide(x)
+        fixed = torch.ops.aten.native_batch_norm_backward  # of batch norm in eval mode, whose statistics are given
+        statistics = weight, mean, variance, None, None, False, ctx.eps
+        of_x, of_weight, of_bias = fixed(_wide(slope), wide, *statistics, [True, True, True])
+        inverse = (variance + ctx.eps).rsqrt()
+        along = weight * inverse.square() * of_weight
+        level = weight * inverse * of_bias - along * mean
+        shares = share[:, :, None, None]
+        of_x.addcmul_(wide, shares * along[:, None, None], value=-1).sub_(shares * level[:, None, None])
+        return of_x.to(x.dtype), of_weight, of_bias, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 class Rows(NamedTuple):

@@ -81,6 +81,43 @@ def test_counted_batch_norm_equals_batch_norm_over_all_copies():
     torch.testing.assert_close(dict(ours.named_buffers()), dict(plain.named_buffers()))
 
 
+def counting(copies: Tensor) -> CountedBatchNorm2d:
+    norm = CountedBatchNorm2d(4).to(copies.dtype)
+    norm.weight.data, norm.bias.data = random(4, key=1).to(copies.dtype), random(4, key=2).to(copies.dtype)
+    norm.copies = copies
+    return norm
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_counted_batch_norm_are_its_slopes(layout):
+    norm = counting(torch.tensor([1.0, 4.0, 2.0], dtype=torch.float64))
+    rows = (random(3, 4, 5, 6) + 7).contiguous(memory_format=layout).requires_grad_()
+    parameters = norm.weight, norm.bias
+
+    def function(x: Tensor, *_: Tensor) -> Tensor:
+        return norm(x)
+
+    assert torch.autograd.gradcheck(function, (rows, *parameters))
+    assert norm(rows).is_contiguous(memory_format=layout)
+    (slope,) = torch.autograd.grad(norm(rows).sin().sum(), rows)
+    assert slope.is_contiguous(memory_format=layout)
+
+
+def test_counted_batch_norm_of_bfloat16_rows_is_that_of_float32_but_for_the_last_rounding():
+    copies = torch.tensor([1.0, 4.0, 2.0])
+    half = (random(3, 4, 5, 6) + 7).bfloat16()
+    found = []
+    for rows in (half.clone(), half.float()):
+        norm = counting(copies)
+        with torch.autocast("cpu", torch.bfloat16, enabled=rows.dtype == torch.bfloat16):
+            out = norm(rows.requires_grad_())
+        out.backward(random(3, 4, 5, 6, key=3).bfloat16().to(out.dtype))
+        found.append((out.detach(), rows.grad, norm.weight.grad, norm.bias.grad, norm.running_mean, norm.running_var))
+    assert [part.dtype for part in found[0]] == [torch.bfloat16] * 2 + [torch.float32] * 4
+    for ours, wanted in zip(found[0], found[1], strict=True):
+        assert torch.equal(ours, wanted.to(ours.dtype))
+
+
 def test_without_copies_and_in_eval_mode_it_is_batch_norm_to_the_bit():
     plain, ours = nn.BatchNorm2d(3).double(), CountedBatchNorm2d(3).double()
     assert torch.equal(ours(some_empty()), plain(some_empty()))

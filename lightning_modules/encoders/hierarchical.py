@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -24,8 +25,25 @@ def _tokens(in_features: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(in_features, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
 
 
+class SelfAttention(nn.MultiheadAttention):
+    """nn.MultiheadAttention of tokens (N, L, D) with themselves, without masks: its numbers, parameters and draws.
+
+    Torch's own turns (N, L, D) into (L, N, D) first, a view of which it cannot make one product with the projection:
+    it multiplies the matrix anew for each of the L positions.
+    """
+
+    def forward(self, query: Tensor, *others: Tensor, **masks: object) -> tuple[Tensor, None]:  # type: ignore[override]
+        """(N, L, D) attended tokens, and no maps."""
+        projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = projected.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        # Laid out as torch's, (L, N, D): a dropout that follows draws in the order of memory.
+        return self.out_proj(attended.permute(2, 0, 1, 3).flatten(2)).transpose(0, 1), None
+
+
 def _transformer(width: int, heads: int, dropout: float) -> nn.TransformerEncoder:
     layer = nn.TransformerEncoderLayer(width, heads, dim_feedforward=width, dropout=dropout, batch_first=True)
+    layer.self_attn.__class__ = SelfAttention
     return nn.TransformerEncoder(layer, num_layers=1, enable_nested_tensor=False)
 
 
