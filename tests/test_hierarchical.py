@@ -6,9 +6,16 @@ import pytest
 import torch
 from goldens import BOUND
 from goldens_a2mc import encoder_errors
+from torch import nn
 
 from datamodules.topology import TOPOLOGIES
-from lightning_modules.encoders.hierarchical import LEVELS, HierarchicalEncoder, Projected, ProjectedEncoder
+from lightning_modules.encoders.hierarchical import (
+    LEVELS,
+    HierarchicalEncoder,
+    Projected,
+    ProjectedEncoder,
+    SelfAttention,
+)
 
 
 def small(topology: str = "ntu25", frames: int = 16, dropout: float = 0.0) -> ProjectedEncoder:
@@ -89,3 +96,18 @@ def test_published_size_on_the_meta_device():
     assert network.encoder.t_encoder.layers[0].self_attn.num_heads == 8
     assert network.i_proj[0].in_features == 4096 and network.i_proj[2].out_features == 128
     assert sum(p.numel() for p in network.parameters()) == 92_017_840
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_gives_torchs_numbers_gradients_and_draws(training):
+    """The dropouts of and after it draw what they drew, so that a run of a seed stays what it was."""
+    found = []
+    for attention in (SelfAttention, nn.MultiheadAttention):
+        torch.manual_seed(3)
+        layers = small(dropout=0.3).encoder.t_encoder.double().train(training)
+        layers.layers[0].self_attn.__class__ = attention
+        tokens = torch.randn(3, 5, 16, dtype=torch.float64, requires_grad=True)
+        out = layers(tokens)
+        out.sin().sum().backward()
+        found.append([out, tokens.grad, *(parameter.grad for parameter in layers.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)

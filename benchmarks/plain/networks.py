@@ -15,6 +15,7 @@ from lightning_modules.attention.ppa import PPA
 from lightning_modules.attention.siia import HeadAttention
 from lightning_modules.encoders.ctr_gcn import GraphUnit
 from lightning_modules.encoders.dsta import DSTANet, SubsetAttention
+from lightning_modules.encoders.hierarchical import SelfAttention
 from lightning_modules.layers import leaky
 
 
@@ -75,6 +76,7 @@ def published(*networks: nn.Module) -> Iterator[None]:
             (HeadAttention, "forward", head_attention),
             (PPA, "onto_joints", onto_joints),
             (GraphUnit, "forward", graph_unit),
+            (SelfAttention, "forward", nn.MultiheadAttention.forward),
         ):
             stack.enter_context(patch.object(layer, name, plain))
         for encoder in encoders:
