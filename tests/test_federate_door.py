@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from toy_federation import elsewhere, same
 
 import eval as evaluation
 import federate
@@ -67,17 +68,8 @@ def launched(settings, *overrides: str) -> dict:
     return federate.main.run(OmegaConf.merge(settings, OmegaConf.from_dotlist(list(overrides))))
 
 
-def elsewhere(folder: Path) -> list[str]:
-    """The same run with nothing to be found: locations are no part of its key."""
-    return [f"paths.runs={folder}/runs", f"paths.records={folder}/records"]
-
-
 def weights(result: dict, model: str = "global") -> dict:
     return torch.load(result["checkpoint"][model], weights_only=True)["state_dict"]
-
-
-def same(left: dict, right: dict) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+import toy_mllm
 from omegaconf import OmegaConf
 from peft import PeftModel
-from toy_federation import same
+from toy_federation import elsewhere, same
 from toy_mllm import TWO_ROUNDS, composed, write_model
 from transformers import LlavaForConditionalGeneration
 
@@ -24,11 +25,7 @@ from federated.seeding import seed_of, seeded
 from tracking import records
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("root")
-    write_model(root / "model")
-    return root
+root = toy_mllm.root
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +36,6 @@ def settings(root):
 
 def launched(settings, *overrides: str) -> dict:
     return federate.main.run(OmegaConf.merge(settings, OmegaConf.from_dotlist(list(overrides))))
-
-
-def elsewhere(folder: Path) -> list[str]:
-    return [f"paths.runs={folder}/runs", f"paths.records={folder}/records"]
 
 
 def state_of(result: dict, settings) -> dict:
@@ -140,7 +133,7 @@ def test_equal_clients_are_as_one(root, tmp_path):
     """Every client is shown the same memes in the same order, so their mean is the one's."""
 
     def run(clients: int, folder: Path) -> dict:
-        settings = composed(root, "row=centralised", f"paths.runs={folder}/runs", f"paths.records={folder}/records")
+        settings = composed(root, "row=centralised", *elsewhere(folder))
         made = federate.Run.of(settings)
         orchestrator = federate.federation(made)
         data = made.workload.data

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import toy_mllm
 from omegaconf import OmegaConf
 from PIL import Image
 from test_dashboards import SHIPPED
 from test_loggers import contents
-from toy_mllm import TWO_ROUNDS, composed, write_model
+from toy_federation import elsewhere
+from toy_mllm import TWO_ROUNDS, composed
 
 import federate
 from datamodules.image_text.sample import Sample
@@ -19,11 +21,7 @@ OFFLINE = ["logger.mode=offline", "federated.evaluate_every=1", "federated.max_f
 FAILING = (1, 0)  # the round and the place among its clients of the one that is made to fail
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("root")
-    write_model(root / "model")
-    return root
+root = toy_mllm.root
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +39,10 @@ def launched(settings, folder: Path, *overrides: str) -> Path:
             client = Client(client._module, client._adapter, client._data, options={"max_epochs": 0})
         return runs(client, task)
 
-    places = [f"paths.runs={folder}/runs", f"paths.records={folder}/records"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Client, "run", failing)
         patch.setenv("HOME", str(folder / "home"))
-        merged = OmegaConf.merge(settings, OmegaConf.from_dotlist([*places, *overrides]))
+        merged = OmegaConf.merge(settings, OmegaConf.from_dotlist([*elsewhere(folder), *overrides]))
         return Path(federate.main.run(merged)["folder"])
 
 

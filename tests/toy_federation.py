@@ -1,5 +1,7 @@
 """A small LightningModule and a federation of it, for the tests of federated/."""
 
+from pathlib import Path
+
 import numpy as np
 import pytorch_lightning as pl
 import torch
@@ -67,6 +69,11 @@ def federation(module=None, pieces=None, terms=(), adapter=None, data=None, clie
     engine = InProcess(Client(module, adapter, data, terms, device="cpu", **(client or {})))
     options = {"strategy": FedAvg(), "rounds": 1, "seed": 3, "engine": engine} | options
     return Orchestrator(module, adapter, clients=len(pieces), **options)
+
+
+def elsewhere(folder: Path) -> list[str]:
+    """The same run with nothing to be found: locations are no part of its key."""
+    return [f"paths.runs={folder}/runs", f"paths.records={folder}/records"]
 
 
 def same(left, right) -> bool:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from hydra import compose, initialize_config_dir
 
 from lightning_modules.mllm import tiny_model
@@ -29,6 +30,12 @@ def write_model(folder: Path, seed: int = 0) -> Path:
     words = tiny_model.tokenizer(["meme : a dinner , harmful ? yes no with its picture"] * 3, SIZE.vocabulary)
     tiny_model.save(folder, tiny_model.model(words, SIZE, seed), tiny_model.processor(words, SIZE))
     return folder
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """A folder with the model in it, one a test module."""
+    return write_model(tmp_path_factory.mktemp("root") / "model").parent
 
 
 def overrides(root: Path, experiment: str = "hateful_memes_missing_50", sizes=MEMES) -> list[str]:
