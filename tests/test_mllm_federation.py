@@ -24,7 +24,6 @@ from federated.ledger import Ledger
 from federated.seeding import seed_of, seeded
 from tracking import records
 
-
 root = toy_mllm.root
 
 
