@@ -68,9 +68,11 @@ class Mask(Augmentation):
         raise NotImplementedError
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, C, T, V, M) with zeros where they are hidden."""
         return torch.where(self.hidden(joints, drawn), 0, joints.flatten(3)).view_as(joints)
 
     def applied(self, joints: Tensor, drawn: dict[str, Tensor], owned: bool) -> Tensor:
+        """As `Augmentation.applied`; owned joints lose the hidden numbers in place."""
         if not owned or joints.requires_grad or not joints.is_contiguous():
             return super().applied(joints, drawn, owned)
         drawn = {name: value.to(joints.device) for name, value in drawn.items()}

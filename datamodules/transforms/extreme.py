@@ -27,6 +27,7 @@ class GaussianNoise(Augmentation):
         return {"noise": self.std * torch.randn(shape, generator=generator)}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, 3, frames, V, bodies) plus their noise."""
         return joints + drawn["noise"].to(joints.dtype)
 
 
@@ -48,6 +49,7 @@ class GaussianBlur(Augmentation):
         return {"deviation": self.narrow + (self.wide - self.narrow) * uniform}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, C, T, V, M), each frame the weighted mean of those around it."""
         frames = torch.arange(joints.shape[2], device=joints.device)
         apart = (frames[:, None] - frames).double()
         weights = torch.exp(-(apart**2) / (2 * drawn["deviation"][:, None, None] ** 2))
@@ -65,5 +67,6 @@ class AxisMask(Augmentation):
         return {"axis": torch.randint(AXES, (n,), generator=generator)}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, 3, T, V, M) with one axis 0."""
         hidden = F.one_hot(drawn["axis"], AXES).bool()
         return joints.masked_fill(hidden[:, :, None, None, None], 0)

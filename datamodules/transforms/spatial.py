@@ -52,6 +52,7 @@ class Rotate(Augmentation):
         return {"degrees": torch.rand(n, 3, generator=generator, dtype=torch.float64) * largest}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, 3, T, V, M), turned."""
         return _turned(drawn["degrees"], joints)
 
 
@@ -66,6 +67,7 @@ class Tilt(Augmentation):
         return {"degrees": self.reach * (2 * torch.rand(n, 3, generator=generator, dtype=torch.float64) - 1)}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, 3, T, V, M), turned."""
         return _turned(drawn["degrees"], joints)
 
 
@@ -76,9 +78,11 @@ class Flip(Augmentation):
     topology: str
 
     def numbers(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Nothing: a flip has no numbers."""
         return {}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, C, T, V, M), every joint in the place of its mirror image."""
         bodies = joints.shape[4]
         order = torch.tensor(TOPOLOGIES[self.topology].mirrored, device=joints.device)[:, None] * bodies
         order = (order + torch.arange(bodies, device=joints.device)).flatten()
@@ -98,6 +102,7 @@ class Shear(Augmentation):
         return {"shear": self.reach * (2 * torch.rand(n, 6, generator=generator, dtype=torch.float64) - 1)}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, 3, T, V, M), each point times the clip's matrix."""
         one, s = torch.ones_like(drawn["shear"][:, 0]), drawn["shear"].unbind(1)
         matrices = torch.stack([one, s[0], s[1], s[2], one, s[3], s[4], s[5], one], 1).view(-1, 3, 3)
         return _transformed(matrices, joints)
@@ -121,6 +126,7 @@ class SpatialMask(Mask):
         return {"joints": torch.randint(joints, (n, self.seeds), generator=generator)}
 
     def hidden(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """(N, 1, 1, V * M) bool, the chosen joints of all bodies."""
         scores = _walks(self.topology).to(joints.device)[drawn["joints"]].sum(1)
         chosen = scores.argsort(dim=1, descending=True, stable=True)[:, : self.masked]
         hidden = torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
@@ -141,6 +147,7 @@ class TemporalMask(Mask):
         return {"segments": order[:, : self.masked]}
 
     def hidden(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """(N, 1, T, 1) bool; raises InputError unless the clips have segments x length frames."""
         frames = joints.shape[2]
         if frames != self.segments * self.length:
             raise InputError(

@@ -149,6 +149,7 @@ class ReflectedCrop(Augmentation):
         return {"place": torch.rand(n, generator=generator, dtype=torch.float64)}
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        """joints (N, C, T, V, M) -> T frames of the continued clip, of the same shape."""
         frames = joints.shape[2]
         added = frames // self.share
         start = (drawn["place"] * (2 * added + 1)).long().clamp(max=2 * added) - added

@@ -20,11 +20,13 @@ class InProcess:
         self._task: ClientTask | None = None
 
     def submit(self, task: ClientTask) -> None:
+        """Take the task; raises RuntimeError while another is held."""
         if self._task is not None:
             raise RuntimeError(f"client {self._task.client} holds the only place")
         self._task = task
 
     def collect(self) -> Outcome:
+        """Run the task that was taken, here and now; raises RuntimeError where none was."""
         if self._task is None:
             raise RuntimeError("no client was submitted")
         task, self._task = self._task, None

@@ -124,9 +124,11 @@ class Legacy:
     results: dict[int, FitRes] = field(default_factory=dict)
 
     def configure_fit(self, *_: Any) -> list[tuple[Node, FitIns]]:
+        """Every node, with nothing to do: the tasks are put in the place of these."""
         return [(Node(node), FitIns(Parameters([], ""), {})) for node in self.nodes]
 
     def aggregate_fit(self, number: int, results: list[tuple[Node, FitRes]], failures: list) -> tuple[None, dict]:
+        """Keep what each node told, by its id; nothing is aggregated."""
         self.results = {node.node_id: result for node, result in results}
         return None, {}
 
@@ -157,9 +159,11 @@ class SecureFlower:
         self.capacity = capacity
 
     def submit(self, task: ClientTask) -> None:
+        """Take the task; the round begins when its first outcome is asked for."""
         self._tasks.append(task)
 
     def collect(self) -> Outcome:
+        """The next outcome of the round; raises RuntimeError where no client was submitted."""
         if not self._outcomes:
             if not self._tasks:
                 raise RuntimeError("no client was submitted")

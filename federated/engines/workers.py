@@ -49,6 +49,7 @@ class Workers:
         self.capacity = len(devices)
 
     def submit(self, task: ClientTask) -> None:
+        """Send the task to an idle place, opened if need be; raises RuntimeError where all are taken."""
         while len(self._places) < self.capacity:
             self._places.append(self._open(self._devices[len(self._places)]))
         idle = next((place for place in self._places if place.task is None), None)
@@ -63,6 +64,7 @@ class Workers:
         idle.task = task
 
     def collect(self) -> Outcome:
+        """Wait for any client; raises InputError for what ends a federation, RuntimeError where none was submitted."""
         busy = {place.pipe: place for place in self._places if place.task is not None}
         if not busy:
             raise RuntimeError("no client was submitted")

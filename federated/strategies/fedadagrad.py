@@ -17,6 +17,7 @@ class FedAdagrad(Strategy):
     weighted: ClassVar[bool] = False
 
     def step(self, parameters: State, mean: State, memory: State) -> tuple[State, State]:
+        """As `Strategy.step`; remembers v."""
         delta = change(parameters, mean)
         v = {name: last + delta[name] ** 2 for name, last in last_v(parameters, memory, self.tau).items()}
         return ascend(parameters, delta, v, self.eta, self.tau), remember(v=v)

@@ -22,6 +22,7 @@ class FedAdam(Strategy):
     weighted: ClassVar[bool] = False
 
     def step(self, parameters: State, mean: State, memory: State) -> tuple[State, State]:
+        """As `Strategy.step`; remembers m and v."""
         m = momentum(change(parameters, mean), memory, self.beta1)
         v = {
             name: self.beta2 * last + (1 - self.beta2) * m[name] ** 2

@@ -14,4 +14,5 @@ class FedAvg(Strategy):
     """
 
     def step(self, parameters: State, mean: State, memory: State) -> tuple[State, State]:
+        """The mean itself; nothing is remembered."""
         return mean, {}

@@ -13,5 +13,6 @@ class FedAvgM(Strategy):
     beta: float = 0.9
 
     def step(self, parameters: State, mean: State, memory: State) -> tuple[State, State]:
+        """As `Strategy.step`; remembers m."""
         m = momentum(change(parameters, mean), memory, self.beta)
         return {name: parameters[name] + m[name] for name in m}, remember(m=m)

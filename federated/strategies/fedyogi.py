@@ -22,6 +22,7 @@ class FedYogi(Strategy):
     weighted: ClassVar[bool] = False
 
     def step(self, parameters: State, mean: State, memory: State) -> tuple[State, State]:
+        """As `Strategy.step`; remembers m and v."""
         m = momentum(change(parameters, mean), memory, self.beta1)
         v = {}
         for name, last in last_v(parameters, memory, self.tau).items():

@@ -12,7 +12,9 @@ class Local(Strategy):
     """The Local row: each client trains alone, the row is the mean over the single-client models."""
 
     def personal(self, names: Iterable[str]) -> frozenset[str]:
+        """All names."""
         return frozenset(names)
 
     def step(self, parameters: State, mean: State, memory: State) -> tuple[State, State]:
+        """What is there: nobody shares anything."""
         return parameters, {}

@@ -14,4 +14,5 @@ class OneShot(Strategy):
     weighted: ClassVar[bool] = False
 
     def step(self, parameters: State, mean: State, memory: State) -> tuple[State, State]:
+        """The mean itself; nothing is remembered."""
         return mean, {}

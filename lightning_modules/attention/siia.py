@@ -50,6 +50,7 @@ class HeadAttention(nn.Module):
         return head_maps(queries, keys)
 
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
+        """The stream x, attended, and the other one beside it, both (B, C, L, P) -> (B, C, L, P)"""
         queries, keys, values = self.heads(x, other)
         return leaky(x + self.feed_forward(attend(head_maps(queries, keys), values)))
 
@@ -62,6 +63,7 @@ class IntraAttention(HeadAttention):
         self.query_key_value = conv(channels, 3 * channels)
 
     def heads(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Three of (B, S, C / S, L, P), all of x; the other stream is not read."""
         queries, keys, values = self.split(self.query_key_value(x), 3)
         return queries, keys, values
 
@@ -75,6 +77,7 @@ class InterAttention(HeadAttention):
         self.key_value = conv(channels, 2 * channels)
 
     def heads(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys and values of the other stream, (B, S, C / S, L, P) each."""
         (queries,) = self.split(self.query(x), 1)
         keys, values = self.split(self.key_value(other), 2)
         return queries, keys, values

@@ -50,6 +50,7 @@ class GraphUnit(nn.Module):
         self.bn = CountedBatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, T, V) -> (N, C', T, V)"""
         pooled = x.mean(2, keepdim=True)  # the mean over frames and a 1x1 convolution commute
         y = sum(conv(x, pooled, graph, self.alpha) for conv, graph in zip(self.convs, self.PA, strict=True))
         return torch.relu(self.bn(y) + self.down(x))
@@ -65,6 +66,7 @@ class TemporalConv(nn.Module):
         self.bn = CountedBatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, T, V) -> (N, C', T, V)"""
         return self.bn(self.conv(x))
 
 
@@ -88,6 +90,7 @@ class TemporalUnit(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, T, V) -> the same shape"""
         return torch.cat([branch(x) for branch in self.branches], dim=1)
 
 
@@ -104,6 +107,7 @@ class CTRGCNLayer(nn.Module):
             self.residual = nn.Identity() if same else TemporalConv(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (N, C, T, V) -> (N, C', T, V)"""
         y = self.tcn1(self.gcn1(x))
         return torch.relu(y if self.residual is None else y + self.residual(x))
 

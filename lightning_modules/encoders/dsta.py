@@ -73,6 +73,7 @@ class AttentionStage(nn.Module):
         self.shortcut2 = _shortcut(in_channels, out_channels, learnt, (1, stride))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, L, P) -> (B, C', L, P / stride), rounded up"""
         y = leaky(self.shortcut1(x) + self.project(self.attention(x)))
         return leaky(self.shortcut2(x) + self.feed_forward(y))
 
@@ -86,6 +87,7 @@ class ConvolutionStage(nn.Module):
         self.shortcut = _shortcut(in_channels, out_channels, learnt, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, T, V) -> (B, C', T', V'), each axis divided by its stride, rounded up"""
         return leaky(self.shortcut(x) + self.project(x))
 
 
@@ -97,6 +99,7 @@ class DSTABlock(nn.Module):
         self.spatial, self.temporal = spatial, temporal
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, T, V) -> (B, C', T / stride, V), rounded up"""
         y = self.spatial(x)
         if isinstance(self.temporal, AttentionStage):
             return self.temporal(y.transpose(2, 3)).transpose(2, 3)

@@ -62,6 +62,7 @@ class Unit(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, T, V) -> (B, C', T / stride, V), rounded up"""
         y = self.temporal(self.graph_convolution(x))
         return torch.relu(y if self.residual is None else y + self.residual(x))
 
