@@ -76,6 +76,7 @@ class ScaledRate(pl.Callback):
         self._rates: list[float] = []
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Hook the factor into every optimiser."""
         for optimizer in trainer.optimizers:
             optimizer.register_step_pre_hook(self._scale)
             optimizer.register_step_post_hook(self._restore)
@@ -97,9 +98,11 @@ class Deadline(pl.Callback):
         self._seconds, self._end = seconds, float("inf")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The clock starts."""
         self._end = time.monotonic() + self._seconds
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        """Raises ClientTimeout where the time is over."""
         if time.monotonic() > self._end:
             raise ClientTimeout(f"more than {self._seconds} s at batch {batch_idx}")
 
@@ -137,6 +140,7 @@ class Client:
         self._options, self._transport = {"max_epochs": 1} | (options or {}), transport
 
     def num_samples(self, client: int) -> int:
+        """How many samples the client holds."""
         return self._data.num_samples(client)
 
     def run(self, task: ClientTask) -> Outcome:

@@ -60,6 +60,7 @@ class FedProx:
         return [name for name, layer in layers.items() if (self.unnumbered if layer is None else layer in middle)]
 
     def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:
+        """() half of mu x weight times the squared distance from the anchor."""
         apart = [(parameters[name] - anchor[name]).square().sum() for name in self.regularised(parameters)]
         return 0.5 * self.mu * self.weight * sum(apart, start=torch.zeros(()))
 
@@ -76,6 +77,7 @@ class SignAgreement:
     name: ClassVar[str] = "sign_agreement"
 
     def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:
+        """() sum over the factors B, each between 0 and about 2."""
         gamma = 1 + (self.gamma_end - 1) * progress
         total = torch.zeros(())
         for name in (name for name in parameters if ".lora_B" in name):
@@ -93,6 +95,7 @@ class Sparsity:
     name: ClassVar[str] = "sparsity"
 
     def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:
+        """() weighted sum of absolute values."""
         sizes = (parameters[name].abs().sum() for name in parameters if ".lora_A" in name)
         return self.weight * sum(sizes, start=torch.zeros(()))
 
@@ -110,6 +113,7 @@ class Orthogonality:
     name: ClassVar[str] = "orthogonality"
 
     def value(self, parameters: Tensors, anchor: Tensors, progress: float) -> Tensor:
+        """() weighted sum over the factors A at this progress, 0 to 1, of the fit."""
         weight = self.end + 0.5 * (self.begin - self.end) * (1 + math.cos(math.pi * progress))
         factors = [parameters[name] for name in parameters if ".lora_A" in name]
         apart = ((a @ a.T - torch.eye(len(a), dtype=a.dtype, device=a.device)).square().sum() for a in factors)
@@ -124,9 +128,11 @@ class TermGradients(pl.Callback):
         self._anchor: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep what the round began from."""
         self._anchor = {name: tensor.detach().clone() for name, tensor in self._adapter.parameters().items()}
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        """Add each term's gradient to what this optimiser moves, and log its value."""
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         parameters = {name: p for name, p in self._adapter.parameters().items() if id(p) in own}
         steps = trainer.estimated_stepping_batches

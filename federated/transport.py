@@ -53,12 +53,14 @@ class Squeezed(Exact):
         raise NotImplementedError
 
     def pack(self, state: State, names: Collection[str]) -> State:
+        """The state with the tensors `names` rounded."""
         packed: State = {}
         for name, tensor in state.items():
             packed |= self.squeezed(name, tensor) if name in names else {name: tensor}
         return packed
 
     def unpack(self, packed: State, like: State) -> State:
+        """The state with what travelled rounded restored; raises InputError for what no `pack` gives."""
         restored = dict(packed)
         for name in rounded(packed, like):
             restored[name] = self.restored(name, packed, like[name])
@@ -66,10 +68,12 @@ class Squeezed(Exact):
         return restored
 
     def answer(self, state: State, begin: State, names: Collection[str]) -> State:
+        """Changes of the tensors `names`, rounded, and the other tensors as they are."""
         moved = {name: state[name] - begin[name] if name in names else state[name] for name in state}
         return self.pack(moved, names)
 
     def result(self, packed: State, sent: State) -> State:
+        """The unrounded state that was sent plus the changes; raises InputError as `unpack` does."""
         moved = self.unpack(packed, sent)
         return moved | {name: sent[name] + moved[name] for name in rounded(packed, sent)}
 
@@ -79,9 +83,11 @@ class Bfloat16(Squeezed):
     """Half of the bytes; a number is at most 1/256 of itself away."""
 
     def squeezed(self, name: str, tensor: Tensor) -> State:
+        """The tensor in bfloat16."""
         return {name: tensor.bfloat16()}
 
     def restored(self, name: str, packed: State, like: Tensor) -> Tensor:
+        """The tensor in the type of `like`; raises InputError for another shape or type."""
         _expect(name, packed, torch.bfloat16, like)
         return packed[name].to(like.dtype)
 
@@ -94,12 +100,14 @@ class Int8(Squeezed):
     """
 
     def squeezed(self, name: str, tensor: Tensor) -> State:
+        """The tensor in int8 and, by its name + SCALE, a float32 scale a row."""
         rows = tensor.reshape(_rows(tensor), -1).float()
         scale = rows.abs().amax(1, keepdim=True) / 127
         steps = torch.where(scale > 0, rows / scale, 0).round()
         return {name: steps.to(torch.int8).reshape(tensor.shape), name + SCALE: scale[:, 0].contiguous()}
 
     def restored(self, name: str, packed: State, like: Tensor) -> Tensor:
+        """Rows times their scales; raises InputError for another shape or type, or without a scale a row."""
         _expect(name, packed, torch.int8, like)
         scale = packed.get(name + SCALE)
         if scale is None or scale.shape != (_rows(like),) or scale.dtype != torch.float32:
