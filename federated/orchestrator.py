@@ -191,9 +191,11 @@ class Orchestrator:
         return ClientTask(progress.next_round, client, state, rate, self.seed)
 
     def _told(self, outcome: Outcome) -> dict:
-        """What the record says of a client: under privacy nothing that it measured on its own data."""
-        told = {key: value for key, value in vars(outcome).items() if key != "state"}
-        return told | ({"metrics": {}} if self.privacy and "metrics" in told else {})
+        """What the record says of a client: under privacy nothing that it measured on its own data, or may quote."""
+        if self.privacy:
+            failed = isinstance(outcome, ClientFailure)
+            outcome = outcome.discreet() if failed else replace(outcome, metrics={})
+        return {key: value for key, value in vars(outcome).items() if key != "state"}
 
     def _drift(self, progress: Progress, outcome: Outcome) -> dict[str, float]:
         """How far a client went from where it began; nothing of a failure, and nothing under privacy."""

@@ -157,6 +157,19 @@ def test_what_clients_measured_is_not_recorded():
     assert loss_of(private(None).run().records[0]).keys() == {"train/loss"}
 
 
+def test_what_an_error_quotes_is_not_recorded():
+    module, shown = grouped(), []
+
+    def quoting(batch, batch_idx):
+        raise KeyError("patient 17")
+
+    module.training_step = quoting
+    rule = ClientLevelPrivacy(0.1, 1.0)
+    record = private(rule, module=module, max_failed=1.0).run(on_client=shown.append).records[0]
+    assert {outcome["error"] for outcome in record["outcomes"]} == {"KeyError"}
+    assert "patient" not in str(record) + str(shown)
+
+
 @pytest.mark.parametrize("local_buffers", [False, True])
 def test_batch_norm_cannot_be_private(local_buffers):
     """Shared or local: local ones would lie on the server, and in the clients' checkpoints, without noise."""
