@@ -1,5 +1,6 @@
 """One device for every client, where the module is moved once and stays; or a device each of several processes."""
 
+import functools
 import logging
 import os
 import warnings
@@ -11,12 +12,15 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import registry
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from datamodules.errors import InputError
 from lightning_modules.synced_norm import SyncedStatistics
 
+# Lightning asks anew for every trainer what is installed, which takes longer than all else that makes a trainer.
+registry.entry_points = functools.cache(registry.entry_points)  # type: ignore[assignment]
 PATIENCE = timedelta(hours=2)  # that processes wait for one of them, which may be reading a corpus
 
 
@@ -134,7 +138,8 @@ def kept_modes(module: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         for part, training in modes:
-            part.training = training
+            if part.training != training:  # setting an attribute of a module takes long
+                part.training = training
 
 
 @contextmanager

@@ -1,12 +1,14 @@
 """No fit outlives its client, whatever Python's collector has in mind."""
 
 import gc
+import importlib.metadata
 import logging
 
 import pytest
 import pytorch_lightning as pl
 from toy_federation import Toy, federation
 
+from federated.device import trainer
 from federated.garbage import cleared
 
 
@@ -60,3 +62,12 @@ def test_no_trainer_is_left_after_a_round_nor_after_a_client_that_failed(monkeyp
     federation(rounds=2).run()
     federation(module=Failing(), max_failed=1.0).run()
     assert not [thing for thing in gc.get_objects() if isinstance(thing, pl.Trainer)]
+
+
+def test_what_is_installed_is_looked_up_once_for_all_trainers(monkeypatch):
+    trainer("cpu", [])
+    looked = []
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda **which: looked.append(which) or [])
+    trainer("cpu", [])
+    assert not looked
+    assert len(importlib.metadata.entry_points(group="none")) == 0 and looked, "Python finds them by another function"

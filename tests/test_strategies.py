@@ -125,6 +125,8 @@ def test_arrival_order_does_not_change_a_byte():
     for seed in range(5):
         random.Random(seed).shuffle(order)
         assert torch.equal(fold(order, states).result()["w"], expected)
+    one_by_one = sum(states[client]["w"].double() * (client + 1) for client in range(20)) / 210
+    assert torch.equal(one_by_one, expected)
     naive = sum(states[client]["w"].double() * (client + 1) for client in reversed(range(20))) / 210
     assert not torch.equal(naive, expected), "the states are too tame: any order gives the same bytes"
 

@@ -61,6 +61,9 @@ class OrderedMean:
     def _fold(self, state: State, weight: float) -> None:
         self._weight += weight
         self.folded += 1
-        for name, tensor in (self._extend(state) if self._extend else state).items():
-            term = tensor.to(torch.float64) * weight
-            self._sums[name] = self._sums[name].add_(term) if name in self._sums else term
+        entries = self._extend(state) if self._extend else state
+        if not self._sums:
+            self._sums = {name: tensor.to(torch.float64) * weight for name, tensor in entries.items()}
+            return
+        # Hundreds of small tensors by one call; n_k x_k of float32 is exact in float64, so only the sum is rounded.
+        torch._foreach_add_([self._sums[name] for name in entries], list(entries.values()), alpha=weight)
