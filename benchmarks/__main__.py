@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             found["rows"][name] = table.row(ALL[name], measured(ALL[name], options.small, options.threads), about)
             if name in PROFILED and not options.small:
                 found["profiles"][name] = apart(profiled.profile, ALL[name], options.threads)
-        except Exception as error:  # one row that cannot be measured must not cost the others
+        except (Exception, SystemExit) as error:  # one row that cannot be measured must not cost the others
             print(f"error: {name}: {type(error).__name__}: {' '.join(str(error).split())[:500]}", file=sys.stderr)
             failed.append(name)
             continue

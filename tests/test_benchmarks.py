@@ -1,6 +1,7 @@
 """Every row of the table on a tiny size: ours is what the plain implementation computes; the record and its page."""
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -57,6 +58,21 @@ def test_nothing_is_timed_that_does_not_agree():
     workload = Workload("wrong", "data", "", "", wrong, "clips", (1,), 1)
     with pytest.raises(AssertionError, match="apart"):
         measured(workload, small=True, threads=1)
+
+
+@pytest.mark.parametrize("error", [AssertionError("apart"), SystemExit(2), BrokenProcessPool("killed")])
+def test_a_row_that_fails_is_named_and_the_others_go_on(monkeypatch, tmp_path, capsys, error):
+    def measure(workload, small, threads):
+        if workload.name == "views":
+            raise error
+        return {"points": [{"size": 1, "ours": 1.0, "plain": 2.0, "plain_share": 1.0}], "facts": {}}
+
+    monkeypatch.setattr(bench, "measured", measure)
+    out = tmp_path / "rows.json"
+    with pytest.raises(SystemExit, match="error: 1 rows were not measured: views"):
+        bench.main(["--small", "--only", "parse,views,loader", "--out", str(out)])
+    assert list(json.loads(out.read_text())["rows"]) == ["parse", "loader"]
+    assert f"error: views: {type(error).__name__}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

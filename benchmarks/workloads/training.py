@@ -233,8 +233,8 @@ K = ("method.memory_size=1024",)
 ONE_BY_ONE = "every body, subset and pairing one after the other"
 NAMES = {
     "sds_cl": ("SDS-CL", (), ONE_BY_ONE, (8, 2, 16)),
-    "psp": ("PSP", (), f"{ONE_BY_ONE}, maps pair by pair", (8, 2, 16)),
-    "scd_net": ("SCD-Net", K, "CTR-GC on every frame, each similarity by itself", (8, 2, 16)),
+    "psp": ("PSP", (), f"{ONE_BY_ONE}, maps pair by pair", (8, 2)),
+    "scd_net": ("SCD-Net", K, "CTR-GC on every frame, each similarity by itself", (8, 2)),
     "a2mc": ("A2MC", K, "label and gradients of all weights in each attack, mixtures as features", (4,)),
     "a2mc_released": ("A2MC as released", K, "label and gradients of all weights, mixtures as features", (8, 2)),
 }
