@@ -16,7 +16,7 @@ from lightning_modules.attention.siia import HeadAttention
 from lightning_modules.encoders.ctr_gcn import GraphUnit
 from lightning_modules.encoders.dsta import DSTANet, SubsetAttention
 from lightning_modules.encoders.hierarchical import SelfAttention
-from lightning_modules.layers import leaky
+from lightning_modules.layers import Pointwise, leaky
 
 
 def subset_attention(self: SubsetAttention, x: Tensor) -> Tensor:
@@ -77,6 +77,7 @@ def published(*networks: nn.Module) -> Iterator[None]:
             (PPA, "onto_joints", onto_joints),
             (GraphUnit, "forward", graph_unit),
             (SelfAttention, "forward", nn.MultiheadAttention.forward),
+            (Pointwise, "forward", nn.Conv2d.forward),
         ):
             stack.enter_context(patch.object(layer, name, plain))
         for encoder in encoders:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES, SkeletonTopology
 from lightning_modules.copies import CountedBatchNorm2d, alike, once
+from lightning_modules.layers import Pointwise
 
 SMALLEST_RELATION_WIDTH = 8  # published for raw coordinates, whose three axes an eighth would leave empty
 
@@ -23,10 +24,10 @@ class Refinement(nn.Module):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
         relation = SMALLEST_RELATION_WIDTH if in_channels == 3 else in_channels // 8
-        self.conv1 = nn.Conv2d(in_channels, relation, 1)
-        self.conv2 = nn.Conv2d(in_channels, relation, 1)
-        self.conv3 = nn.Conv2d(in_channels, out_channels, 1)
-        self.conv4 = nn.Conv2d(relation, out_channels, 1)
+        self.conv1 = Pointwise(in_channels, relation)
+        self.conv2 = Pointwise(in_channels, relation)
+        self.conv3 = Pointwise(in_channels, out_channels)
+        self.conv4 = Pointwise(relation, out_channels)
 
     def forward(self, x: Tensor, pooled: Tensor, graph: Tensor, alpha: Tensor) -> Tensor:
         """x (N, C, T, V), pooled (N, C, 1, V) its mean over frames, graph (V, V) -> (N, C', T, V)."""
@@ -46,7 +47,7 @@ class GraphUnit(nn.Module):
         self.convs = nn.ModuleList(Refinement(in_channels, out_channels) for _ in graph)
         self.down: nn.Module = nn.Identity()
         if in_channels != out_channels:
-            self.down = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1), CountedBatchNorm2d(out_channels))
+            self.down = nn.Sequential(Pointwise(in_channels, out_channels), CountedBatchNorm2d(out_channels))
         self.bn = CountedBatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +63,11 @@ class TemporalConv(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, dilation: int = 1):
         super().__init__()
         padding = dilation * (kernel - 1) // 2
-        self.conv = nn.Conv2d(in_channels, out_channels, (kernel, 1), padding=(padding, 0), dilation=(dilation, 1))
+        self.conv: nn.Conv2d = (
+            Pointwise(in_channels, out_channels)
+            if kernel == 1
+            else nn.Conv2d(in_channels, out_channels, (kernel, 1), padding=(padding, 0), dilation=(dilation, 1))
+        )
         self.bn = CountedBatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +83,7 @@ class TemporalUnit(nn.Module):
         width = channels // 4
 
         def reduced(*rest: nn.Module) -> nn.Sequential:
-            return nn.Sequential(nn.Conv2d(channels, width, 1), CountedBatchNorm2d(width), *rest)
+            return nn.Sequential(Pointwise(channels, width), CountedBatchNorm2d(width), *rest)
 
         self.branches = nn.ModuleList(
             [
