@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from datamodules.errors import InputError
 from federated.state import State
 
-VERSION = 1
+VERSION = 2
+RECORD = "record {}"  # name of a round's record
 
 
 @dataclass
@@ -47,8 +48,11 @@ class Ledger:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         told = {"version": VERSION, "identity": self._identity, "next_round": progress.next_round}
+        told["records"] = len(progress.records)
+        # Each record apart: one text of them all, longer every round, never fits where the last one was in memory.
+        records = {RECORD.format(number): json.dumps(record) for number, record in enumerate(progress.records)}
         half_written = self._path.with_name(self._path.name + ".writing")
-        save_file(_flatten(progress), half_written, {"ledger": json.dumps(told | {"records": progress.records})})
+        save_file(_flatten(progress), half_written, {"ledger": json.dumps(told)} | records)
         to_disk(half_written)
         os.replace(half_written, self._path)
         to_disk(self._path.parent)
@@ -62,13 +66,15 @@ class Ledger:
             return None
         try:
             with safe_open(self._path, framework="pt") as file:
-                told = json.loads((file.metadata() or {}).get("ledger", "null"))
+                metadata = file.metadata() or {}
+                told = json.loads(metadata.get("ledger", "null"))
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{self._path}: expected a ledger, found {error}; delete it to begin anew") from error
         self._check(told)
         torch.set_rng_state(tensors.pop("rng"))
-        return _unflatten(tensors, told)
+        records = [json.loads(metadata[RECORD.format(number)]) for number in range(told["records"])]
+        return _unflatten(tensors, Progress({}, next_round=told["next_round"], records=records))
 
     def _check(self, told: dict | None) -> None:
         if told is None or told.get("version") != VERSION:
@@ -85,8 +91,8 @@ def _flatten(progress: Progress) -> State:
     return tensors | {"rng": torch.get_rng_state()}
 
 
-def _unflatten(tensors: State, told: dict) -> Progress:
-    progress = Progress({}, next_round=told["next_round"], records=told["records"])
+def _unflatten(tensors: State, progress: Progress) -> Progress:
+    """The tensors of `_flatten` in their places."""
     for key, tensor in tensors.items():
         part, name = key.split("/", 1)
         if part == "personal":
