@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from datamodules.batch import SkeletonBatch
 from datamodules.transforms.views import CroppedView
 from lightning_modules.contrast.adversarial_bank import AdversarialBank
-from lightning_modules.contrast.attack import Attack, frozen_statistics
+from lightning_modules.contrast.attack import Attack
 from lightning_modules.contrast.cross_level import PAIRS, contrast_terms, cross_level
 from lightning_modules.contrast.mixer import LinearMixer, SoftmaxMixer
 from lightning_modules.contrast.pseudo_labels import PrototypeHead, RandomHead
@@ -78,11 +78,18 @@ class A2MC(HierarchicalContrast):
 
     def attacked(self, clips: Tensor) -> list[Tensor]:
         """One attacked copy of the clips (N, C, T, V, M) for each attack."""
-        labels = None
-        if self.label_pass:
-            with frozen_statistics(self), torch.no_grad():
-                labels = self.logits(clips).argmax(1)
-        return [attack(clips, self.logits, self, labels) for attack in self.attacks]
+        if not self.label_pass:
+            return [attack(clips, self.logits, self) for attack in self.attacks]
+        query, labels = self.encoders.query, []
+
+        def logits(views: Tensor) -> Tensor:
+            tokens = query.encoder.tokens(views)
+            if not labels:  # of the clips before any step: up to the dropout, the label's pass and the attack's are one
+                with torch.no_grad():
+                    labels.append(self.head(query.projected(*query.encoder.pooled(*tokens))).argmax(1))
+            return self.head(query.projected(*query.encoder.pooled(*tokens)))
+
+        return [attack(clips, logits, self, lambda: labels[0]) for attack in self.attacks]
 
     def attacked_twins(self, batch: SkeletonBatch) -> dict[str, Tensor]:
         """Of the joint stream: attacks on motion or bones move no joint by themselves."""

@@ -16,6 +16,7 @@ from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES
 from datamodules.transforms.views import CroppedView
 from lightning_modules.a2mc import A2MC
+from lightning_modules.contrast.attack import Attack, frozen_statistics
 from lightning_modules.contrast.cross_level import PAIRS
 from lightning_modules.encoders.hierarchical import LEVELS, HierarchicalEncoder
 from lightning_modules.scd_net import SCDNet
@@ -148,14 +149,34 @@ def test_how_the_banks_climb_can_be_set_and_is_published_else():
 def test_label_pass_draws_dropout_of_its_own():
     """The two passes of the released code see different dropout; without the first the attack's own pass labels."""
     module = full(a2mc(RELEASED, dropout=0.5)).train()
-    passes = []
-    module.encoders.query.register_forward_hook(lambda *args: passes.append(args[2].features.detach()))
+    passes, graphs = [], []
+    module.head.register_forward_hook(lambda *args: passes.append(args[1][0].features.detach()))
+    module.encoders.query.encoder.norm.register_forward_hook(lambda *args: graphs.append(args[2]))
     module.attacked(torch.randn(4, 3, 16, 25, BODIES))
-    assert len(passes) == 2 and not torch.equal(passes[0], passes[1])
+    assert len(passes) == 2 and not torch.equal(passes[0], passes[1]) and len(graphs) == 1
     module.label_pass = False
     passes.clear()
     module.attacked(torch.randn(4, 3, 16, 25, BODIES))
     assert len(passes) == 1
+
+
+@pytest.mark.parametrize("steps", [[1], [2, 1]])
+def test_the_label_pass_is_that_of_the_whole_network_dropout_included(steps):
+    """What both passes share is computed once; labels, draws and attacked clips are those of two whole passes."""
+    attacks = [Attack("ntu25", number, 1e-3) for number in steps]
+    module = full(a2mc(RELEASED, dropout=0.5, attacks=attacks)).double().train()
+    module.head.fc.bias.zero_()  # which alone would name all clips alike
+    views = clips(8).joints.double()[:, :, :16]
+    torch.manual_seed(5)
+    ours = module.attacked(views)
+    torch.manual_seed(5)
+    with frozen_statistics(module), torch.no_grad():
+        labels = module.logits(views).argmax(1)
+    plain = [attack(views, module.logits, module, labels) for attack in attacks]
+    assert labels.unique().numel() > 1
+    torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-10)
+    other = [attack(views, module.logits, module, (labels + 1) % 5) for attack in attacks]
+    assert not torch.allclose(ours[0], other[0], atol=1e-6)
 
 
 # ---- warm-up, memories, key encoder

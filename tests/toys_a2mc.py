@@ -42,9 +42,16 @@ class TwoBranches(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.temporal, self.spatial = (nn.Linear(3 * 16 * joints * BODIES, self.token_width) for _ in range(2))
 
+    def tokens(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.norm(x.flatten(3)).tanh().flatten(1)
+        return x, x
+
+    def pooled(self, temporal: torch.Tensor, spatial: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        dropped = self.drop(temporal)
+        return self.temporal(dropped), self.spatial(dropped)
+
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = self.drop(self.norm(x.flatten(3)).tanh().flatten(1))
-        return self.temporal(x), self.spatial(x)
+        return self.pooled(*self.tokens(x))
 
 
 def parts(topology: str, stream: str = "joint", dropout: float = 0.0) -> dict:

@@ -58,12 +58,17 @@ class Attack:
             raise InputError(f"expected a perceptual term of {known}, found {self.perceptual!r}: choose one")
 
     def __call__(
-        self, x: Tensor, classify: Callable[[Tensor], Tensor], network: nn.Module, labels: Tensor | None = None
+        self,
+        x: Tensor,
+        classify: Callable[[Tensor], Tensor],
+        network: nn.Module,
+        labels: Tensor | Callable[[], Tensor] | None = None,
     ) -> Tensor:
         """x (N, C, T, V, M) -> the attacked clips, without gradient.
 
         classify: clips -> (N, L) logits, by `network`, which is left as it was: parameters, their gradients and flags,
-        batch-norm statistics. labels: (N,) pseudo-labels; None takes them from the first pass of the attack itself.
+        batch-norm statistics. labels: (N,) pseudo-labels, or a function that gives them when the attack's first pass is
+        done; None takes them from that pass itself.
         """
         reference = x.detach()
         attacked = reference
@@ -71,7 +76,10 @@ class Attack:
             for _ in range(self.steps):
                 clip = attacked.clone().requires_grad_()
                 logits = classify(clip)
-                labels = logits.detach().argmax(1) if labels is None else labels
+                if labels is None:
+                    labels = logits.detach().argmax(1)
+                elif callable(labels):
+                    labels = labels()
                 attacked = attacked - self.step_size * self._direction(clip, reference, logits, labels)
         return attacked
 

@@ -75,13 +75,19 @@ class HierarchicalEncoder(nn.Module):
         self.s_encoder = _transformer(token_width, heads, dropout)
         xavier_uniform(self)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, C, T, V, M) -> v_t and v_s, each (N, token_width)."""
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, C, T, V, M) -> temporal tokens (N, T, token_width) and spatial ones (N, M V, token_width)."""
         temporal = rearrange(self.gcn_t(x), "(n m) c t v -> n t (m v c)", m=self.num_bodies)
         spatial = rearrange(self.gcn_s(x), "(n m) c t v -> n (m v) (t c)", m=self.num_bodies)
-        v_t = self.t_encoder(self.channel_t(temporal)).amax(1)
-        v_s = self.s_encoder(self.channel_s(spatial)).amax(1)
-        return v_t, v_s
+        return self.channel_t(temporal), self.channel_s(spatial)
+
+    def pooled(self, temporal: Tensor, spatial: Tensor) -> tuple[Tensor, Tensor]:
+        """v_t and v_s (N, token_width) of the tokens; what dropout there is acts here."""
+        return self.t_encoder(temporal).amax(1), self.s_encoder(spatial).amax(1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x (N, C, T, V, M) -> v_t and v_s, each (N, token_width)."""
+        return self.pooled(*self.tokens(x))
 
 
 class Projected(NamedTuple):
@@ -116,6 +122,9 @@ class ProjectedEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Projected:
         """x (N, C, T, V, M) -> features and unit projections."""
-        v_t, v_s = self.encoder(x)
+        return self.projected(*self.encoder(x))
+
+    def projected(self, v_t: Tensor, v_s: Tensor) -> Projected:
+        """Features and unit projections of v_t, v_s (N, D)."""
         levels = (unit(z) for z in self.projections(v_t, v_s))
         return Projected(torch.cat([v_t, v_s], dim=1), *levels)
