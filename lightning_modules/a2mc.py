@@ -80,7 +80,8 @@ class A2MC(HierarchicalContrast):
         """One attacked copy of the clips (N, C, T, V, M) for each attack."""
         if not self.label_pass:
             return [attack(clips, self.logits, self) for attack in self.attacks]
-        query, labels = self.encoders.query, []
+        query = self.encoders.query
+        labels: list[Tensor] = []
 
         def logits(views: Tensor) -> Tensor:
             tokens = query.encoder.tokens(views)
