@@ -193,8 +193,7 @@ class Orchestrator:
     def _told(self, outcome: Outcome) -> dict:
         """What the record says of a client: under privacy nothing that it measured on its own data, or may quote."""
         if self.privacy:
-            failed = isinstance(outcome, ClientFailure)
-            outcome = outcome.discreet() if failed else replace(outcome, metrics={})
+            outcome = outcome.discreet() if isinstance(outcome, ClientFailure) else replace(outcome, metrics={})
         return {key: value for key, value in vars(outcome).items() if key != "state"}
 
     def _drift(self, progress: Progress, outcome: Outcome) -> dict[str, float]:
