@@ -4,10 +4,14 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from tracking import records
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results" / "fedmllm"
+README = " ".join((ROOT / "README.md").read_text().split())
+AUC = ("auc_hard", "auc_probability")
 DOC = (ROOT / "docs" / "fedmllm.md").read_text()
 
 
@@ -35,3 +39,45 @@ def test_the_measured_cost_of_fifty_rounds_is_below_its_bound():
     cost = json.loads((RESULTS / "cost.json").read_text())
     assert (cost["rounds"], cost["clients"], len(cost["memory_mb"])) == (50, 50, 50)
     assert max(cost["memory_mb"]) < 1.1 * cost["memory_mb"][0]
+
+
+ROWS = {
+    "zero-shot": ("zero_shot", ""),
+    "Local, mean of ten": ("local", ""),
+    "centralised, equal passes": ("centralised", ""),
+    "FedAvg": ("fedavg", ""),
+    "FedAvgM": ("fedavgm", ""),
+    "FedAdam": ("fedadam", ""),
+    "FedYogi": ("fedyogi", ""),
+    "FedYogi, prompt": ("fedyogi", "modality-agnostic prompt"),
+    "FedYogi, adaptive": ("fedyogi", "adaptive regularisation"),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_the_memes_is_what_the_records_say(row):
+    method, variant = ROWS[row]
+    found = records.find(RESULTS.parent / "fedmllm_hateful_memes", method=method, variant=variant)
+    by_setting = {record.data["split"]: record.metrics for record in found}
+    told = (by_setting[setting] for setting in ("alpha_05", "missing_50", "cross_5_5", "hybrid_60"))
+    cells = " | ".join(f"{metrics['auc_hard']:.1f} / {metrics['auc_probability']:.1f}" for metrics in told)
+    assert f"| {row} | {cells} |" in DOC
+    for metrics in by_setting.values():  # as the page says
+        for auc in AUC:
+            assert metrics[f"{auc}, image only"] == pytest.approx(50) == metrics[f"{auc}, text only"]
+
+
+def test_what_clients_reach_alone_is_what_the_record_says():
+    (local,) = records.find(RESULTS / "records", method="local")
+    alone = [curve[-1][1] for name, curve in local.curves.items() if name.startswith("open @ client")]
+    span = f"{min(alone):.1f} to {max(alone):.1f}"
+    assert len(alone) == 10 and f"they reach {span} (the curves" in " ".join(DOC.split())
+    assert f"the clients alone reach {span} %" in README
+
+
+def test_what_the_readme_says_of_easy_vqa_is_what_the_records_say():
+    found = [r for r in records.find(RESULTS / "records") if r.experiment.startswith("fedmllm_easy_vqa")]
+    overall = {(record.data["split"], record.method): record.metrics["overall"] for record in found}
+    assert f"{overall['all', 'fedavg']:.1f} % of all its test questions after 8 rounds, as in one place" in README
+    assert f"in one place ({overall['all', 'centralised']:.1f} %)" in README
+    assert f"on open questions: {overall['open', 'fedavg']:.1f} %, where" in README

@@ -109,14 +109,14 @@ def aggregation(size: int, setting: Setting) -> Case:
     )
 
 
-def federation(folder: Path, clients: int) -> tuple[Client, Adapter, Orchestrator]:
-    """A round of FedAdam over `clients` clients, with its ledger."""
+def federation(folder: Path, clients: int, rounds: int = 1) -> tuple[Client, Adapter, Orchestrator]:
+    """Rounds of FedAdam over `clients` clients, with their ledger."""
     module = model(folder)
     data, adapter = corpus(module, folder, clients), Adapter(module)
     client = Client(module, adapter, data, device="cpu")
     strategy, ledger = FedAdam(eta=RATE), Ledger(folder / "ledger.safetensors", "benchmark")
     orchestrator = Orchestrator(
-        module, adapter, InProcess(client), strategy, clients=clients, rounds=1, seed=1, ledger=ledger
+        module, adapter, InProcess(client), strategy, clients=clients, rounds=rounds, seed=1, ledger=ledger
     )
     return client, adapter, orchestrator
 
