@@ -21,6 +21,7 @@ from federated.making import configured_device, configured_team, make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
 from federated.privacy import COVERED
 from federated.schedule import AllClients, SampleClients
+from federated.sites import at_sites
 from federated.transport import transport
 from federated.watch import Watch, loss_of
 from federated.workloads.base import Workload
@@ -40,9 +41,15 @@ class Run:
     folder: Path
 
     @classmethod
-    def of(cls, config: DictConfig) -> "Run":
-        """The federation that these settings describe."""
-        workload = build(config.workload, config=config)
+    def of(cls, config: DictConfig, workload: Workload | None = None) -> "Run":
+        """The federation that these settings describe; workload: in place of the configured one, for data elsewhere.
+
+        Raises InputError where the data are at sites and none is given.
+        """
+        if workload is None and at_sites(plain(config)):
+            do = "deploy it as docs/deployment.md says, or take another federated/partition"
+            raise InputError(f"federation: expected nodes that hold the sites' data, found this process alone: {do}")
+        workload = workload or build(config.workload, config=config)
         trained = copy.deepcopy(
             OmegaConf.masked_copy(config, [str(name) for name in config if name not in NOT_TRAINED])
         )
@@ -69,6 +76,7 @@ class Run:
                 "split": data["split"],
                 "counts": dict(workload.counts),
                 **({"base_model": workload.base_model} if workload.base_model else {}),
+                **{name: workload.manifest[name] for name in ("server", "sites") if name in workload.manifest},
             },
             seeds={"seed": self.config["seed"]},
             **facts,
@@ -117,7 +125,7 @@ def summary(result: FederatedResult, described: dict) -> Metrics:
     return {
         "rounds": len(result.records),
         "clients": len(described["sizes"]),
-        "skew": described["skew"],
+        **({"skew": described["skew"]} if "skew" in described else {}),
         "failed": len(failed),
         **({"lora_gap": gaps[-1]} if gaps else {}),
         "bytes_up": sum(record["bytes_up"] for record in result.records),
@@ -134,13 +142,13 @@ def main(config: DictConfig) -> dict:
     return federate(config)
 
 
-def federate(config: DictConfig, engine: Engine | None = None) -> dict:
-    """What the door does, on the configured engine or on this one."""
+def federate(config: DictConfig, engine: Engine | None = None, workload: Workload | None = None) -> dict:
+    """What the door does, on the configured engine and workload or on these."""
     check_processes(config)
     team = configured_team(config)
     team.meet(configured_device(config))
     with team.in_turn():
-        run, first = Run.of(config), team.rank == 0  # of several processes one writes and prints
+        run, first = Run.of(config, workload), team.rank == 0  # of several processes one writes and prints
     if run.workload.miniature and first:
         title = config.data.title
         print(f"*** miniature, not {title}: these numbers say nothing about the real data set ***")
@@ -164,7 +172,7 @@ def federate(config: DictConfig, engine: Engine | None = None) -> dict:
         curves=curves(result.records),
         cost=memory.peak(),
         seconds=sum(record["seconds"] for record in result.records),
-        **run.workload.row(orchestrator.strategy),
+        **run.workload.row(orchestrator.strategy, orchestrator.clients),
     )
     if first:
         run.workload.save(run.folder, orchestrator, result.models)
@@ -178,7 +186,8 @@ def prepare_folder(run: Run, fresh: bool) -> None:
         set_aside(run.folder)
     manifest = run.workload.manifest
     sizes = manifest["sizes"]
-    print(f"{len(sizes)} clients by {run.federated['by']}: {sizes} samples, skew {manifest['skew']:.2f}")
+    skew = f", skew {manifest['skew']:.2f}" if "skew" in manifest else ""
+    print(f"{len(sizes)} clients by {run.federated['by']}: {sizes} samples{skew}")
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "partition.json").write_text(json.dumps(manifest, indent=1) + "\n")
 

@@ -73,7 +73,8 @@ def check_corpus(config: DictConfig) -> dict:
     corpus = read_corpus(config)
     counts = {"train": len(corpus.train), "test": len(corpus.test)}
     counts |= {side: len(samples) for side, samples in corpus.further.items()}
-    told = [f"{number} {side}" for side, number in counts.items() if number] + [f"{len(corpus.rejected)} rejected"]
+    shown = [f"{number} {side}" for side, number in counts.items() if number or side in ("train", "test")]
+    told = [*shown, f"{len(corpus.rejected)} rejected"]
     if corpus.rejected:
         told[-1] += f" (first {': '.join(corpus.rejected[0])})"
     print(f"{corpus.name}: {', '.join(told)}")

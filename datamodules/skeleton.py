@@ -95,6 +95,7 @@ class SkeletonDataModule(pl.LightningDataModule):
     labelled: for methods that train on labelled and unlabelled clips together; batches are then dicts
     {"labelled", "unlabelled"}, labels of the unlabelled are -1.
     tested: whether training looks at the test side (`val_dataloader`), for the accuracy of each epoch.
+    partial: whether the set may lack a side, as at a site of a federation, which holds no test clips.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         drop_last: bool = True,
         labelled: Labelled | None = None,
         tested: bool = False,
+        partial: bool = False,
     ):
         super().__init__()
         self.store = open_derived(folder, recipe)
@@ -119,7 +121,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         self.fraction, self.drop_last, self.labelled, self.tested = fraction, drop_last, labelled, tested
         self.rows = protocols.split(self.store.index, split)
         for side, rows in self.rows.items():
-            if len(rows) == 0:
+            if len(rows) == 0 and not partial:
                 raise InputError(
                     f"split {split} leaves no {side} clip of {folder}: choose a split made for this data set"
                 )

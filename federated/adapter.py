@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from federated.state import State, num_bytes
+from federated.state import State
 
 
 class NotFiniteError(InputError):
@@ -35,10 +35,9 @@ class Adapter:
     carry: beginnings of names of parameters that are not trained by gradient but change in training (a key encoder);
     they are exchanged as buffers are.
     local_buffers: floating buffers (batch-norm statistics) stay with their client instead of being averaged.
-    max_bytes: cap on a state's size.
 
     trained, carried, buffers (carried among them), names: canonical names, sorted. Raises InputError where nothing
-    is trained, `carry` names nothing, or the exchange is larger than the cap.
+    is trained or `carry` names nothing.
     """
 
     def __init__(
@@ -46,9 +45,8 @@ class Adapter:
         module: nn.Module,
         carry: Sequence[str] = (),
         local_buffers: bool = False,
-        max_bytes: int | None = None,
     ):
-        self.module, self._max_bytes = module, max_bytes
+        self.module = module
         parameters = dict(module.named_parameters())
         buffers = self._persistent_buffers()
         trained = [name for name, tensor in parameters.items() if tensor.requires_grad]
@@ -70,7 +68,6 @@ class Adapter:
         self._counters = {name: t.clone() for name, t in buffers.items() if not t.is_floating_point()}
         self._spec = {name: (tensor.shape, tensor.dtype) for name, tensor in self.live().items()}
         self._versions: dict[str, tuple[int, int]] = {}
-        self._check_size(num_bytes(self.live()))
 
     def extract(self) -> State:
         """Copies of the exchanged tensors on the CPU, in the order of their names."""
@@ -105,11 +102,7 @@ class Adapter:
         return {name: tensor for name, tensor in self.live().items() if name in self.trained}
 
     def validate(self, state: State, names: Collection[str] | None = None) -> None:
-        """Raises InputError unless `state` holds exactly `names` (all, if None) with shapes, dtypes and finite values.
-
-        The size is looked at before anything else.
-        """
-        self._check_size(num_bytes(state))
+        """Raises InputError unless `state` holds exactly `names` (None: all), of their shapes and types and finite."""
         expected = set(self.names if names is None else names)
         if missing := sorted(expected - set(state)):
             raise InputError(f"federation: expected tensor '{missing[0]}', found it missing ({len(missing)} in all)")
@@ -140,11 +133,6 @@ class Adapter:
     def _frozen_versions(self) -> dict[str, tuple[int, int]]:
         tensors = {name: getattr(*place) for name, place in self._frozen.items()}
         return {name: (id(tensor), tensor._version) for name, tensor in tensors.items()}
-
-    def _check_size(self, found: int) -> None:
-        if self._max_bytes is not None and found > self._max_bytes:
-            told = f"federation: expected at most {self._max_bytes} bytes, found {found}"
-            raise InputError(f"{told}; train fewer parameters or raise max_bytes")
 
     @staticmethod
     def _check_choice(trained: list[str], carried: list[str], carry: Sequence[str]) -> None:

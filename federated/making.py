@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import Client
+from federated.data import ClientData
 from federated.device import ALONE, Team
 from federated.transport import transport
 from federated.workloads.base import Workload
@@ -33,15 +34,17 @@ def make_workload(config: Mapping[str, Any]) -> Workload:
     return build(config["workload"], config=OmegaConf.create(dict(config)))
 
 
-def make_resident(config: Mapping[str, Any], workload: Workload, device: str | None = None) -> Resident:
-    """config: resolved; device: a torch device, None for the configured one."""
+def make_resident(
+    config: Mapping[str, Any], workload: Workload, device: str | None = None, data: ClientData | None = None
+) -> Resident:
+    """config: resolved; device: a torch device, None for the configured one; data: None for all of the workload's."""
     settings = config["federated"]
     module = workload.module()
     adapter = Adapter(module, carry=settings["carry"], local_buffers=settings["local_buffers"])
     client = Client(
         module,
         adapter,
-        workload.clients,
+        data or workload.clients,
         terms=build(settings["terms"]),
         device=device or configured_device(config),
         time_limit=settings["time_limit"],

@@ -88,15 +88,6 @@ def test_a_state_that_does_not_fit_is_refused_whole(how, told):
     assert isinstance(error.value, NotFiniteError) == (how in ("nan", "inf"))
 
 
-def test_byte_cap_counts_before_anything_else():
-    size = sum(tensor.nbytes for tensor in Adapter(Toy()).extract().values())
-    with pytest.raises(InputError, match=f"at most {size - 1} bytes, found {size}"):
-        Adapter(Toy(), max_bytes=size - 1)
-    adapter = Adapter(Toy(), max_bytes=size)
-    with pytest.raises(InputError, match=f"at most {size} bytes"):
-        adapter.validate({"huge": torch.zeros(1).expand(10**9)})
-
-
 def test_a_frozen_parameter_that_changes_is_told_unless_carried():
     module = WithKeyEncoder()
     adapter = Adapter(module)

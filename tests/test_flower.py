@@ -1,19 +1,26 @@
 """Flower: what travels arrives bit by bit, local and deployed federations are the in-process one."""
 
+import http.client
 import os
 import re
 import shutil
+import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import test_federate_door as door_tests
+import test_sites
 import torch
 import toy_mllm
 from hydra import compose, initialize_config_dir
@@ -34,9 +41,10 @@ from federated.engines import flower
 from federated.engines import wire as travels
 from federated.engines.in_process import InProcess
 from federated.ledger import Ledger
+from tracking import records
 
 ROOT = Path(__file__).parents[1]
-root = door_tests.root
+root, clips = door_tests.root, test_sites.clips
 
 
 def wire(content: RecordDict) -> RecordDict:
@@ -150,6 +158,52 @@ def test_a_right_answer_is_taken():
     assert isinstance(answer(updating()), ClientUpdate)
 
 
+def test_more_bytes_than_a_state_has_are_not_looked_at():
+    """Of another type they are told by name later on, and 100 times as many before anything is made of them."""
+    assert isinstance(answer(updating(state={"w": torch.zeros(9, dtype=torch.float64)})), ClientUpdate)
+    outcome = answer(updating(state={"w": torch.zeros(900)}))
+    assert isinstance(outcome, ClientFailure) and "expected tensors of at most 72 bytes, found 3600" in outcome.message
+
+
+class Silent(flower.LocalGrid):
+    """A grid whose node 0 never answers, and which knows no node 9."""
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        named = super().push_messages(messages)
+        return [None if sent.metadata.dst_node_id == 9 else name for name, sent in zip(named, messages, strict=True)]
+
+    def pull_messages(self, message_ids):
+        answering = (name for name in message_ids if self._waiting[name].metadata.dst_node_id != 0)
+        return super().pull_messages(answering)
+
+
+def test_who_does_not_answer_in_time_is_a_failed_client_and_the_others_are_heard():
+    grid = Silent(nodes(*[answering(updating())] * 2)._apps)
+    engine = flower.Flower(grid, lambda client: {0: 0, 1: 1, 2: 9}[client], 3, lambda client: 30, reply_seconds=0.3)
+    for client in range(3):
+        engine.submit(ClientTask(0, client, {"w": torch.zeros(9)}, 1.0, 3))
+    ttl = [sent.metadata.ttl for sent in grid._waiting.values()]
+    assert ttl == [flower.GRACE + 0.3] * 3, "Flower itself has to forget the message, or a node trains for nobody"
+    lost, heard, late = (engine.collect() for _ in range(3))
+    assert isinstance(heard, ClientUpdate) and heard.client == 1
+    assert (lost.client, lost.error) == (2, "NotSent") and "takes no message for node 9" in lost.message
+    assert (late.client, late.error) == (0, "NoReply") and late.seconds >= 0.3
+    assert "no answer within 0.3 s" in late.message and "raise federated.engine.reply_seconds" in late.message
+    with pytest.raises(RuntimeError):
+        engine.collect()
+
+
+def test_a_superlink_has_this_engine_and_its_settings():
+    assert flower.on_flower(["a=b"]) == ["federated/engine=flower", "a=b"]
+    assert flower.on_flower(["a=b", "federated/engine=flower"]) == ["a=b", "federated/engine=flower"]
+    with pytest.raises(InputError, match="expected federated/engine=flower on a SuperLink, found federated/engine=wo"):
+        flower.on_flower(["federated/engine=workers"])
+    config = flower.composed(flower.on_flower([door_tests.BY_CAMERA, "federated.engine.reply_seconds=7"]))
+    engine = flower.engine_of(flower.resolved(config), nodes(), int, 1, int)
+    assert engine._patience == 7
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -198,12 +252,12 @@ def site(number: int, **other: str) -> ClientApp:
 
 def test_nodes_are_met_and_must_agree():
     header = {"run": ConfigRecord({"overrides": ["a=b"]})}
-    ours = (2, "s" * 64, "d" * 64, "")
+    ours = 2, {"settings": "s" * 64, "data": "d" * 64, "base_model": ""}
     flower.check(flower.meet(nodes(site(1), site(0)), 2, header), *ours)
     with pytest.raises(InputError, match=r"clients 0 to 1, found \[1, 1\]; give each its number"):
         flower.check(flower.meet(nodes(site(1), site(1)), 2, header), *ours)
     with pytest.raises(InputError, match="expected 3 nodes, one a client of the partition, found 2: set nodes=3"):
-        flower.check(flower.meet(nodes(site(0), site(1)), 2, header), 3, *ours[1:])
+        flower.check(flower.meet(nodes(site(0), site(1)), 2, header), 3, ours[1])
     for name in ("settings", "data", "base_model"):
         sites = flower.meet(nodes(site(0), site(1, **{name: "other"})), 2, header)
         with pytest.raises(InputError, match=f"the server's {name}, found another at client 1"):
@@ -243,11 +297,12 @@ def running(line: list[str], log: Path, environment: dict[str, str]):
     try:
         yield process
     finally:
-        os.killpg(process.pid, 15)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(20)
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
@@ -264,6 +319,7 @@ class Guard:
     node: Callable[[int], list] = lambda number: ["--insecure"]
     run: str = "insecure = true"
     keys: list[Path] = field(default_factory=list)
+    door: Callable[[int], int] = lambda port: port  # by which nodes come to the SuperLink of this port
 
 
 def certified(folder: Path, nodes: int) -> Guard:
@@ -284,10 +340,17 @@ def certified(folder: Path, nodes: int) -> Guard:
     )
 
 
-def deployed(overrides: list[str], own: list[list[str]], folder: Path, guard: Guard | None = None) -> tuple[str, str]:
+def deployed(
+    overrides: list[str],
+    own: list[list[str]],
+    folder: Path,
+    guard: Guard | None = None,
+    meanwhile: Callable[[list[subprocess.Popen]], None] = lambda nodes: None,
+) -> tuple[str, str]:
     """Runs federate.py on a SuperLink and a SuperNode for each of `own`, the settings of that node alone.
 
-    Over real sockets of this machine, a process a message. Returns what the run printed, and that with all logs.
+    Over real sockets of this machine, a process a message. meanwhile: is given the nodes when the run has been started.
+    Returns what the run printed, and that with all logs.
     """
     guard, port = guard or Guard(), free_port()
     (folder / "config.toml").write_text(
@@ -307,18 +370,20 @@ def deployed(overrides: list[str], own: list[list[str]], folder: Path, guard: Gu
         for key in guard.keys:
             register = line(tools / "flwr", "supernode", "register", key, "here")
             subprocess.run(register, env=environment, cwd=folder, check=True, capture_output=True, timeout=120)
+        nodes, door = [], guard.door(port)
         for number, settings in enumerate(own):
-            node = [*guard.node(number), "--superlink", f"127.0.0.1:{port}", "--port", free_port()]
+            node = [*guard.node(number), "--superlink", f"127.0.0.1:{door}", "--port", free_port()]
             node += ["--node-config", f'partition-id={number} overrides="{" ".join(settings)}"']
             log = folder / f"node{number}.log"
-            services.enter_context(running(line(tools / "flower-supernode", *node), log, environment))
+            nodes.append(services.enter_context(running(line(tools / "flower-supernode", *node), log, environment)))
         run = ["run", ROOT / "deployment", "here", "--stream"]
         run += ["--run-config", f'nodes={len(own)} overrides="{" ".join(overrides)}"']
-        ended = subprocess.run(
-            line(tools / "flwr", *run), env=environment, cwd=folder, capture_output=True, text=True, timeout=1200
-        )
+        told = folder / "run.log"
+        ending = services.enter_context(running(line(tools / "flwr", *run), told, environment))
+        meanwhile(nodes)
+        ending.wait(1200)
     logs = "".join(log.read_text()[-3000:] for log in folder.glob("*.log"))
-    return ended.stdout, ended.stdout + ended.stderr + logs
+    return told.read_text(), logs
 
 
 def line(*words) -> list[str]:
@@ -336,6 +401,147 @@ def test_a_superlink_and_two_supernodes_compute_the_in_process_federation(root, 
     states = [torch.load(path, weights_only=True)["state_dict"] for path in (alone["checkpoint"]["global"], model)]
     assert same(*states), logs
     assert f"key: {alone['key']}" in said, logs
+
+
+@pytest.mark.slow
+def test_a_supernode_killed_in_a_round_is_left_out(root, tmp_path, monkeypatch):
+    """SIGKILL in the second of three rounds: the others' mean goes on, as if that client had failed from then on."""
+    common = [*door_tests.SMALL, f"raw={root}/raw", "federated/partition=iid", "federated.partition.clients=2"]
+    common += ["federated.rounds=3", "seed=11"]
+    own = [f"paths.root={tmp_path}", f"paths.stores={root}/stores"]
+
+    def kill(nodes: list[subprocess.Popen]) -> None:
+        limit = time.monotonic() + 600
+        while not list(tmp_path.glob("runs/*/ledger.safetensors")):  # the first round is committed
+            assert time.monotonic() < limit and all(node.poll() is None for node in nodes)
+            time.sleep(0.05)
+        os.killpg(nodes[1].pid, signal.SIGKILL)
+
+    patient = "federated.engine.reply_seconds=150"
+    said, logs = deployed([door_tests.BY_CAMERA, *common, *own, patient], [own, own], tmp_path, meanwhile=kill)
+    (path,) = (tmp_path / "records").glob("*.json")
+    record = records.read(path)
+    ledger = Ledger(next(tmp_path.glob("runs/*/ledger.safetensors")), record.key).resume()
+    fates = [[outcome.get("error", "") for outcome in told["outcomes"]] for told in ledger.records]
+    assert fates[0] == ["", ""] and [first for first, _ in fates] == [""] * 3, logs
+    assert {second for _, second in fates[1:]} <= {"NodeError", "NoReply"}, logs
+    assert record.metrics["failed"] == 2 and record.metrics["rounds"] == 3
+    reasons = [told["outcomes"][1] for told in ledger.records[1:]]
+    assert all(reason["message"] and reason["seconds"] < 180 for reason in reasons), reasons
+
+    runs = Client.run
+    lost = ClientFailure(1, "Boom", "lost", 0.0)
+    monkeypatch.setattr(Client, "run", lambda c, task: lost if task.round_number and task.client else runs(c, task))
+    alone = federate.main.run(door_tests.config("federate", root, door_tests.BY_CAMERA, *common))
+    assert alone["key"] == record.key and alone["failed"] == 2
+    assert same(ledger.shared, Ledger(Path(alone["folder"]) / "ledger.safetensors", alone["key"]).resume().shared)
+
+
+# --- sites with data of their own, behind a door of one way ---------------------------------------------------------
+
+
+class OneWay(BaseHTTPRequestHandler):
+    """Passes on what nodes ask (/v1/fleet/) to the SuperLink of `behind`, and nothing else."""
+
+    behind: tuple[int, ssl.SSLContext]
+    passed: ClassVar[set[str]] = set()
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        status, headers, content = 403, [], b""
+        if self.path.startswith("/v1/fleet/"):
+            self.passed.add(self.path)
+            port, trust = self.behind
+            inner = http.client.HTTPSConnection("127.0.0.1", port, context=trust, timeout=120)
+            inner.request("POST", self.path, body, dict(self.headers))
+            reply = inner.getresponse()
+            status, headers, content = reply.status, reply.getheaders(), reply.read()
+            inner.close()
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """The SuperLink tells enough."""
+
+
+@contextmanager
+def one_way(keys: Path):
+    """Guard of a SuperLink to which nodes come by a proxy that ends their TLS, with its own certificate."""
+    guard = certified(keys, 2)
+    theirs = ssl.create_default_context(cafile=keys / "ca.crt")
+    ours = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ours.load_cert_chain(keys / "server.crt", keys / "server.key")
+    door = ThreadingHTTPServer(("127.0.0.1", 0), OneWay)
+    door.socket = ours.wrap_socket(door.socket, server_side=True)
+
+    def opened(port: int) -> int:
+        OneWay.behind = port, theirs
+        threading.Thread(target=door.serve_forever, daemon=True).start()
+        return door.server_port
+
+    guard.door = opened
+    try:
+        yield guard, theirs
+    finally:
+        door.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("openssl") and shutil.which("ssh-keygen")), reason="no openssl or ssh-keygen")
+def test_supernodes_with_data_of_their_own_come_by_a_door_that_starts_no_runs(clips, tmp_path):
+    """Each has a folder of its own and the server the test side; the model is that of the pooled data, bit by bit."""
+    root, settings = clips
+    (tmp_path / "keys").mkdir()
+    alone = federate.federate(test_sites.config([*settings, *test_sites.pooled(root, captions=False)]))
+    own = [test_sites.place(root, name, captions=False) for name in test_sites.SEPARATE]
+    tried = []
+
+    with one_way(tmp_path / "keys") as (guard, trust):
+
+        def start_a_run(nodes: list[subprocess.Popen]) -> None:
+            outside = http.client.HTTPSConnection("127.0.0.1", guard.door(OneWay.behind[0]), context=trust, timeout=60)
+            for path in ("/v1/control/start-run", "/v1/control/list-runs", "/v1/runtime/pull-messages"):
+                outside.request("POST", path, b"")
+                reply = outside.getresponse()
+                tried.append(reply.status)
+                reply.read()
+
+        said, logs = deployed([*settings, test_sites.AT_SITES, *own[2]], own[:2], tmp_path, guard, start_a_run)
+    assert tried == [403, 403, 403]
+    assert "2 clients by site" in said, logs
+    assert OneWay.passed, "the nodes went another way"
+    (ledger,) = (root / "server").glob("runs/*/ledger.safetensors")
+    (record,) = records.find(root / "server/records")
+    pooled = Ledger(Path(alone["folder"]) / "ledger.safetensors", alone["key"]).resume().shared
+    assert same(pooled, Ledger(ledger, record.key).resume().shared), logs
+    assert [site["samples"] for site in record.data["sites"]] == [30, 30]
+    assert "token" not in record.command, record.command
+
+
+@pytest.mark.slow
+def test_who_may_start_runs_is_what_the_page_says(root, tmp_path):
+    """Flower 1.41 as it is installed: no accounts, and nodes that trust somebody take no bundle from a folder."""
+    tools = Path(sys.executable).parent
+    environment = os.environ | {"FLWR_OIDC_ENABLED": "1", "FLWR_HOME": str(tmp_path)}
+    link = line(tools / "flower-superlink", "--insecure", "--port", free_port())
+    ended = subprocess.run(link, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode != 0 and "OIDC account authentication is unavailable" in ended.stdout + ended.stderr
+    trusted = tmp_path / "trusted.yaml"
+    key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f"
+    trusted.write_text(f"fpk_00000000-0000-4000-8000-000000000000: '{key}'\n")
+    common = [*door_tests.SMALL, f"raw={root}/raw", "federated/partition=pooled"]
+    own = [f"paths.root={tmp_path}", f"paths.stores={root}/stores"]
+    wary = Guard(node=lambda number: ["--insecure", "--trusted-entities", trusted])
+    said, logs = deployed([door_tests.BY_CAMERA, *common, *own], [own], tmp_path, wary)
+    assert "a node cannot take part" in said, logs
+    assert "App verification is not supported by the connected SuperLink" in " ".join(logs.split()), logs
+    assert not list(tmp_path.glob("records/*.json"))
 
 
 def memes(folder: Path) -> tuple[list[str], list[list[str]], list[str]]:

@@ -197,7 +197,7 @@ def test_the_agnostic_prompt_is_asked_in_training_and_testing(root):
     assert plain.key != agnostic.key
     assert "picture" in plain.workload.data.prompts.ask("x", ("no", "yes"))
     assert "picture" not in agnostic.workload.data.prompts.ask("x", ("no", "yes"))
-    assert agnostic.workload.row(federate.build({"_target_": "federated.strategies.fedyogi.FedYogi"})) == {
+    assert agnostic.workload.row(federate.build({"_target_": "federated.strategies.fedyogi.FedYogi"}), 3) == {
         "method": "fedyogi",
         "variant": "modality-agnostic prompt",
     }

@@ -125,9 +125,11 @@ def test_an_unknown_treatment_is_told(raw):
         HatefulMemes("ignore").read(raw)
 
 
-def test_an_empty_side_is_told(raw):
+def test_no_side_at_all_is_told(raw):
     write(raw, "test_seen", [])
-    with pytest.raises(InputError, match="expected test_seen samples in .*no row at all"):
+    assert not HatefulMemes().read(raw).test
+    write(raw, "train", [])
+    with pytest.raises(InputError, match="expected train samples in .*no row at all"):
         HatefulMemes().read(raw)
 
 

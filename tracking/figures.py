@@ -19,7 +19,8 @@ Parts = Mapping[str, Any]
 OF_WHOM = " @ "  # in the name of a curve: what is measured, and of which client or model
 TOTAL = "train/loss"
 X_NAMES = {"federated": "round"}  # of a kind's curves; of all others "epoch"
-HEADLINES = ("top1", "k1", "test/knn1", "auc_hard", "accuracy", "overall")  # rates; of a record the first it has
+# Rates; of a record the first it has.
+HEADLINES = ("top1", "k1", "test/knn1", "test/knn1_leave_one_out", "auc_hard", "accuracy", "overall")
 COLOURED = 8  # classes of an embedding that get a colour
 NAMED = 5  # confusions named below a matrix
 

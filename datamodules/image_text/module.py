@@ -62,8 +62,9 @@ class ImageTextDataModule(pl.LightningDataModule):
     pairs and of texts alone (VQA-RAD and flash cards): a client without images holds only the texts, one without texts
     only the pairs, whole; nothing is stripped. pooled: one client that holds what all clients hold, as they hold it.
     batch_size: global; it must divide by the world size. eval_batch_size: it changes no result. drop_last: leave out
-    the last, smaller training batch. memory: bytes of decoded images to keep.
-    Raises InputError for an empty client and for a wording that does not suit the corpus.
+    the last, smaller training batch. memory: bytes of decoded images to keep. partial: whether the corpus may lack its
+    training or its test side, as at a site of a federation and at its server.
+    Raises InputError for an empty client or test set and for a wording that does not suit the corpus.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class ImageTextDataModule(pl.LightningDataModule):
         pooled: bool = False,
         drop_last: bool = False,
         memory: int = 512 << 20,
+        partial: bool = False,
     ):
         super().__init__()
         prompts.check(corpus.options)
@@ -95,6 +97,12 @@ class ImageTextDataModule(pl.LightningDataModule):
         if pooled:
             rows, shown = zip(*self._held, strict=True)
             self._held = [(np.concatenate(rows), np.concatenate(shown))]
+        if not partial:
+            self._check_sides()
+
+    def _check_sides(self) -> None:
+        if not self.corpus.test:
+            raise InputError(f"{self.corpus.title}: expected test samples, found none; complete the folder")
         for client, (rows, _) in enumerate(self._held):
             if len(rows) == 0:
                 raise InputError(f"federation: expected samples for client {client}, found none; change the partition")

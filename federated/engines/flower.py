@@ -10,6 +10,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,6 +27,9 @@ from federated.engines.base import Engine
 from federated.engines.secure import Masking, SecureFlower, is_masked, masked, masking
 from federated.engines.wire import outcome_content, outcome_of, task_content, task_of, trusted
 from federated.making import make_resident, make_workload
+from federated.sites import Holding, Own, Sited, at_sites
+from federated.state import num_bytes
+from federated.workloads.base import Workload
 from tracking import identity
 from tracking.build import factory
 from tracking.doors import CONF, summary
@@ -33,16 +37,30 @@ from tracking.doors import CONF, summary
 PAUSE = 0.2  # seconds between two looks for replies
 WAIT = 600.0  # seconds to wait for the nodes
 EVERYBODY = 2**31  # places: as many as a round has clients
+FOREVER = 43_200.0  # seconds, after which Flower itself forgets a message
+GRACE = 60.0  # seconds that Flower keeps a message longer than we wait, so that it is we who tell what happened
+ROOM = 2  # times the bytes that were sent may come back: enough for another type of number, whose name is then told
+NAMES = ("settings", "schema", "data", "base_model")  # digests by which a node tells what it has
 
 
 # --- the engine -----------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Sent:
+    """A task on its way: whose it is, when it was sent, how many bytes of tensors may come back."""
+
+    client: int
+    began: float
+    limit: int
+
+
 class Flower:
     """Engine whose clients train on the nodes of a grid, `capacity` of them at the same time.
 
-    node: client -> id of its node. samples: how many a client holds. header: records that travel with every task. A
-    node that is lost, fails or answers what no client of that size would is a failed client.
+    node: client -> id of its node. samples: how many a client holds. header: records that travel with every task.
+    reply_seconds: that a client has to answer. A node that is lost, fails, says nothing for so long or answers what no
+    client of that size would is a failed client.
     """
 
     secure = False
@@ -54,38 +72,56 @@ class Flower:
         capacity: int,
         samples: Callable[[int], int],
         header: Mapping[str, ConfigRecord] | None = None,
+        reply_seconds: float = FOREVER,
     ):
         self._grid, self._node, self._samples, self._header = grid, node, samples, dict(header or {})
-        self._sent: dict[str, tuple[int, float]] = {}
+        self._patience = reply_seconds
+        self._sent: dict[str, Sent] = {}
         self._replies: list[Message] = []
+        self._failed: list[Outcome] = []
         self.capacity = capacity
 
     def submit(self, task: ClientTask) -> None:
         content = task_content(task)
         content.update(self._header)
-        message = Message(content, self._node(task.client), "train", group_id=str(task.round_number))
-        (sent,) = self._grid.push_messages([message])
-        self._sent[sent] = task.client, time.monotonic()
+        node, ttl = self._node(task.client), self._patience + GRACE
+        message = Message(content, node, "train", ttl=ttl, group_id=str(task.round_number))
+        name = next(iter(self._grid.push_messages([message])), None)
+        if name is None:
+            told = f"the SuperLink takes no message for node {node}: unknown to it, or the message is too large"
+            self._failed.append(ClientFailure(task.client, "NotSent", told, 0.0))
+        else:
+            self._sent[name] = Sent(task.client, time.monotonic(), ROOM * num_bytes(task.state))
 
     def collect(self) -> Outcome:
-        if not self._sent:
+        if not self._sent and not self._failed:
             raise RuntimeError("no client was submitted")
-        while not self._replies:  # all those that came since are in it
+        while not self._replies and not self._failed:  # all those that came since are in it
             self._replies = list(self._grid.pull_messages(list(self._sent)))
             if not self._replies:
-                time.sleep(PAUSE)
-        return self._outcome(self._replies.pop(0))
+                self._failed = self._overdue()
+                time.sleep(0 if self._failed else PAUSE)
+        return self._failed.pop(0) if self._failed else self._outcome(self._replies.pop(0))
 
     def close(self) -> None:
         """The grid belongs to whoever made it."""
 
+    def _overdue(self) -> list[Outcome]:
+        """The clients that are waited for no longer."""
+        late = [name for name, sent in self._sent.items() if time.monotonic() - sent.began > self._patience]
+        told = f"no answer within {self._patience:g} s: its node hangs, is dead or needs longer; see its log, or raise "
+        told += "federated.engine.reply_seconds"
+        gone = [self._sent.pop(name) for name in late]
+        return [ClientFailure(sent.client, "NoReply", told, time.monotonic() - sent.began) for sent in gone]
+
     def _outcome(self, reply: Message) -> Outcome:
-        client, began = self._sent.pop(reply.metadata.reply_to_message_id)
+        sent = self._sent.pop(reply.metadata.reply_to_message_id)
+        seconds = time.monotonic() - sent.began
         if reply.has_error():
             reason = " ".join(str(reply.error.reason).split())[:500]
-            return ClientFailure(client, "NodeError", reason, time.monotonic() - began)
-        seconds = time.monotonic() - began
-        return trusted(lambda: outcome_of(reply.content), client, self._samples(client), seconds)
+            return ClientFailure(sent.client, "NodeError", reason, seconds)
+        samples = self._samples(sent.client)
+        return trusted(lambda: outcome_of(reply.content, sent.limit), sent.client, samples, seconds)
 
 
 # --- on a node ------------------------------------------------------------------------------------------------------
@@ -95,7 +131,8 @@ class Flower:
 class Site:
     """What a node trains: its client of the federation, and what both sides must agree on.
 
-    masking: of its changes, None where the server may see them.
+    masking: of its changes, None where the server may see them. schema, samples, miniature: of its data, told where
+    they are its own.
     """
 
     client: Client
@@ -104,6 +141,9 @@ class Site:
     data: str
     base_model: str
     masking: Masking | None = None
+    schema: str = ""
+    samples: int = 0
+    miniature: bool = False
 
 
 def client_app(site: Callable[[Message, Context], Site]) -> ClientApp:
@@ -113,7 +153,7 @@ def client_app(site: Callable[[Message, Context], Site]) -> ClientApp:
     @app.query()
     def describe(message: Message, context: Context) -> Message:
         own = site(message, context)
-        told = {name: getattr(own, name) for name in ("number", "settings", "data", "base_model")}
+        told = {name: getattr(own, name) for name in ("number", "samples", "miniature", *NAMES)}
         return Message(RecordDict({"site": ConfigRecord(told)}), reply_to=message)
 
     @app.train()
@@ -138,18 +178,29 @@ def configured_site(message: Message, context: Context) -> Site:
     The message brings the run's overrides; the node composes them with its own conf/ and with what its --node-config
     holds: `partition-id`, its client, and `overrides`, where its files are (raw=..., paths.root=...).
     """
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     run: Any = message.content["run"]
     own = shlex.split(str(context.node_config.get("overrides", "")))
-    config = composed([*run["overrides"], *own])
-    workload = make_workload(resolved(config))
+    return _prepared((*run["overrides"], *own), int(context.node_config["partition-id"]), context.run_id)
+
+
+@lru_cache(maxsize=1)
+def _prepared(overrides: tuple[str, ...], number: int, run: int) -> Site:
+    """The site of these overrides; in one process made once a run, and anew for the next, as data may have changed."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    config = composed(list(overrides))
+    plain = resolved(config)
+    workload = make_workload(plain)
+    own = Own(workload.clients, number) if at_sites(plain) else None
     return Site(
-        make_resident(resolved(config), workload).client,
-        int(context.node_config["partition-id"]),
+        make_resident(plain, workload, data=own).client,
+        number,
         settings_digest(config),
         workload.fingerprint,
         workload.base_model,
-        masking(resolved(config)),
+        masking(plain),
+        workload.schema,
+        own.num_samples(number) if own else 0,
+        workload.miniature,
     )
 
 
@@ -173,8 +224,8 @@ def settings_digest(config: DictConfig) -> str:
 # --- on the server --------------------------------------------------------------------------------------------------
 
 
-def server_app(run: Callable[[DictConfig, Engine], Any]) -> ServerApp:
-    """The server's side: `run` is federate.py with the engine given.
+def server_app(run: Callable[[DictConfig, Engine, Workload], Any]) -> ServerApp:
+    """The server's side: `run` is federate.py with the engine and the workload given.
 
     Run configuration: `overrides`, those of federate.py; `nodes`, how many take part, one a client.
     """
@@ -182,17 +233,31 @@ def server_app(run: Callable[[DictConfig, Engine], Any]) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
-        overrides = shlex.split(str(context.run_config["overrides"]))
+        overrides = on_flower(shlex.split(str(context.run_config["overrides"])))
         config, header = composed(overrides), {"run": ConfigRecord({"overrides": overrides})}
-        workload = make_workload(resolved(config))
-        sizes = workload.manifest["sizes"]
-        sites = meet(grid, int(context.run_config["nodes"]), header)
-        check(sites, len(sizes), settings_digest(config), workload.fingerprint, workload.base_model)
-        nodes = {site["number"]: node for node, site in sites.items()}
-        engine = engine_of(resolved(config), grid, nodes.__getitem__, len(nodes), sizes.__getitem__, header)
-        print(summary(run(config, engine)), flush=True)
+        plain, count = resolved(config), int(context.run_config["nodes"])
+        sited, workload = at_sites(plain), make_workload(plain)
+        agreed = {"settings": settings_digest(config), "base_model": workload.base_model}
+        agreed |= {"schema": workload.schema} if sited else {"data": workload.fingerprint}
+        sites = meet(grid, count, header)
+        check(sites, count if sited else len(workload.manifest["sizes"]), agreed)
+        if sited:
+            workload = Sited(workload, holdings(sites))
+        nodes, sizes = {site["number"]: node for node, site in sites.items()}, workload.manifest["sizes"]
+        engine = engine_of(plain, grid, nodes.__getitem__, len(nodes), sizes.__getitem__, header)
+        print(summary(run(config, engine, workload)), flush=True)
 
     return app
+
+
+def on_flower(overrides: list[str]) -> list[str]:
+    """Overrides with this engine, whose settings are then there. Raises InputError for another one."""
+    chosen = [override for override in overrides if override.startswith("federated/engine=")]
+    if any(override != "federated/engine=flower" for override in chosen):
+        raise InputError(
+            f"federation: expected federated/engine=flower on a SuperLink, found {chosen[0]}: leave it out"
+        )
+    return overrides if chosen else ["federated/engine=flower", *overrides]
 
 
 def engine_of(
@@ -209,7 +274,8 @@ def engine_of(
     """
     hidden = masking(config)
     if hidden is None:
-        return Flower(grid, node, capacity, samples, header)
+        seconds = config.get("federated", {}).get("engine", {}).get("reply_seconds", FOREVER)
+        return Flower(grid, node, capacity, samples, header, seconds)
     return SecureFlower(grid, node, capacity, hidden, samples, header)
 
 
@@ -231,8 +297,14 @@ def meet(grid: Grid, count: int, header: Mapping[str, ConfigRecord], wait: float
     return sites
 
 
-def check(sites: Mapping[int, Mapping], clients: int, settings: str, data: str, base_model: str) -> None:
-    """Raises InputError unless every client has one node, with the server's settings, data and base model."""
+def holdings(sites: Mapping[int, Mapping]) -> list[Holding]:
+    """What each site told of its data, in the order of the clients."""
+    ordered = sorted(sites.values(), key=lambda site: site["number"])
+    return [Holding.told(site["number"], site["samples"], site["data"], site["miniature"]) for site in ordered]
+
+
+def check(sites: Mapping[int, Mapping], clients: int, agreed: Mapping[str, str]) -> None:
+    """Raises InputError unless every client has one node, whose settings, data, ... are those `agreed` by name."""
     if len(sites) != clients:
         do = f"set nodes={clients} and start as many, or take a partition into {len(sites)}"
         raise InputError(
@@ -241,7 +313,6 @@ def check(sites: Mapping[int, Mapping], clients: int, settings: str, data: str, 
     numbers = sorted(site["number"] for site in sites.values())
     if numbers != list(range(len(sites))):
         raise InputError(f"federation: expected clients 0 to {len(sites) - 1}, found {numbers}; give each its number")
-    agreed = {"settings": settings, "data": data, "base_model": base_model}
     for site in sites.values():
         for name, ours in agreed.items():
             if site[name] != ours:
@@ -311,8 +382,11 @@ class Nodes(dict):
 
 
 @factory
-def simulated(config: Mapping[str, Any], client: Client) -> Engine:
-    """Flower's messages and apps around the one resident client, without a network or other processes."""
+def simulated(config: Mapping[str, Any], client: Client, reply_seconds: float = FOREVER) -> Engine:
+    """Flower's messages and apps around the one resident client, without a network or other processes.
+
+    reply_seconds: that a client has to answer; one after the other they always do.
+    """
     hidden = masking(config)
     site = Site(client, 0, "", "", "", hidden)
     grid = LocalGrid(Nodes(client_app(lambda message, context: site)))

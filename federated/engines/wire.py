@@ -20,8 +20,14 @@ def to_record(state: State) -> ArrayRecord:
     return ArrayRecord({name: _array(tensor) for name, tensor in state.items()})
 
 
-def from_record(record: ArrayRecord) -> State:
-    """The state that `to_record` wrote; raises InputError for arrays of another kind."""
+def from_record(record: ArrayRecord, limit: float = math.inf) -> State:
+    """The state that `to_record` wrote; raises InputError for arrays of another kind, or of more than `limit` bytes.
+
+    The size is looked at before anything is made of them.
+    """
+    if (found := sum(len(array.data) for array in record.values())) > limit:
+        told = f"expected tensors of at most {limit} bytes, found {found}"
+        raise InputError(f"federation: {told}; train the same model everywhere")
     return {name: _tensor(name, array) for name, array in record.items()}
 
 
@@ -70,10 +76,12 @@ def outcome_content(outcome: Outcome) -> RecordDict:
     )
 
 
-def outcome_of(content: Mapping[str, Any]) -> Outcome:
+def outcome_of(content: Mapping[str, Any], limit: float = math.inf) -> Outcome:
+    """The outcome that a reply holds; limit: bytes that its tensors may have."""
     if "failure" in content:
         return ClientFailure(**content["failure"])
-    return ClientUpdate(state=from_record(content["state"]), metrics=dict(content["metrics"]), **content["update"])
+    state = from_record(content["state"], limit)
+    return ClientUpdate(state=state, metrics=dict(content["metrics"]), **content["update"])
 
 
 def trusted(read: Callable[[], Outcome], client: int, samples: int, seconds: float) -> Outcome:

@@ -1,6 +1,6 @@
 """What the door asks of whatever is federated: a module, the clients' data, a measurement, a way to keep models."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,16 +15,19 @@ from federated.strategies.base import Strategy
 class Workload(Protocol):
     """Built with `config`, the whole resolved configuration.
 
-    fingerprint: of the data, who holds what included; base_model: of the weights that training starts from ("": from
-    none). miniature: whether the data are made up; counts: samples by name, for records.
-    manifest: who holds what, with `sizes` (samples a client) and `skew`. clients: their batches.
+    fingerprint: of the data, who holds what included; schema: of what sites must share that each hold data of their own
+    (kind, skeleton, answer options); base_model: of the weights that training starts from ("": from none). miniature:
+    whether the data are made up; counts: samples by name, for records; tested: names of those measured on.
+    manifest: who holds what, with `sizes` (samples a client), and `skew` where it is known. clients: their batches.
     rate: (round, rounds) -> factor on the clients' learning rate.
     """
 
     fingerprint: str
+    schema: str
     base_model: str
     miniature: bool
     counts: Mapping[str, int]
+    tested: Sequence[str]
 
     @property
     def manifest(self) -> dict[str, Any]: ...
@@ -41,7 +44,7 @@ class Workload(Protocol):
     def evaluate(self, module: pl.LightningModule) -> Metrics:
         """Rates in per cent on the test data."""
 
-    def row(self, strategy: Strategy) -> dict[str, str]:
+    def row(self, strategy: Strategy, clients: int) -> dict[str, str]:
         """How a record names the result: `method`, and where it needs them `variant` and `setting`."""
 
     def samples(self) -> list[dict[str, Any]]:

@@ -8,16 +8,20 @@ from typing import Any, cast
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.errors import InputError
+from datamodules.image_text.modality import Aligned
 from datamodules.image_text.module import ImageTextDataModule
 from datamodules.image_text.reading import WRITERS, read_corpus
 from datamodules.image_text.sample import Corpus
 from federated.data import ClientData
 from federated.export import export
 from federated.orchestrator import Metrics, Orchestrator
+from federated.sites import at_sites
 from federated.state import State
 from federated.strategies.base import Strategy
 from lightning_modules.mllm.answers import Asking, answer, said, score
 from lightning_modules.mllm.module import MultimodalModule
+from tracking import identity
 from tracking.build import build, factory
 
 for writer in WRITERS:
@@ -34,21 +38,27 @@ class ImageText:
     def __init__(self, config: DictConfig):
         self._config = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         self._family = build(self._config["method"]["family"])
-        corpus = corpus_of(self._config)
+        corpus, scenario, sites = corpus_of(self._config), build(self._config["modality"]), at_sites(self._config)
+        if sites and (not isinstance(scenario, Aligned) or self._config["sharing"]["pooled"]):
+            found = "found pooled data" if self._config["sharing"]["pooled"] else f"found {type(scenario).__name__}"
+            told = "expected sites to show what they hold, for scenarios are drawn over all clients"
+            raise InputError(f"modality: {told}, {found}: set modality=aligned, sharing.pooled=false")
         self.data = ImageTextDataModule(
             corpus,
             build(self._config["prompt"]),
             build(self._config["federated"]["partition"]),
-            build(self._config["modality"]),
+            scenario,
             self._family.encoder(),
             batch_size=self._config["batch_size"],
             seed=self._config["seed"],
             drop_last=self._config["federated"]["drop_last"],
+            partial=sites,
             **self._config["sharing"],
             **self._config["loader"],
         )
         self.fingerprint, self.miniature, self.counts = self.data.fingerprint, corpus.miniature, self.data.counts
-        self.base_model = self._family.fingerprint()
+        self.schema = identity.digest([corpus.name, corpus.task, list(corpus.options)])
+        self.base_model, self.tested = self._family.fingerprint(), self._config["tested"]
         self._initial: State = {}
         self._taken: State = {}
         self._answers: dict[str, dict[str, str]] = {}  # condition -> sample -> what was answered
@@ -98,7 +108,7 @@ class ImageText:
         said = prompts.answers(options) if options else ()
         return Asking(said, lettered=prompts.lettered, **self._config["asking"])
 
-    def row(self, strategy: Strategy) -> dict[str, str]:
+    def row(self, strategy: Strategy, clients: int) -> dict[str, str]:
         """The row of the published tables: what the configuration names, else the server rule."""
         federated = self._config["federated"]
         return {"method": federated["row"] or type(strategy).__name__.lower(), "variant": federated["variant"]}

@@ -9,6 +9,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from datamodules.batch import SkeletonBatch
 from datamodules.errors import InputError
@@ -17,12 +18,14 @@ from datamodules.prepared import make_data
 from datamodules.store import durable
 from federated.data import ClientData, PartitionedData
 from federated.orchestrator import Metrics, Orchestrator
+from federated.sites import at_sites
 from federated.state import State
 from federated.strategies.base import Strategy
 from lightning_modules.base import SkeletonModule
-from lightning_modules.evaluation.embedding import embed
-from lightning_modules.evaluation.knn import neighbours
+from lightning_modules.evaluation.embedding import Embedding, embed
+from lightning_modules.evaluation.knn import nearest_other, neighbours
 from lightning_modules.schedules import Constant
+from tracking import identity
 from tracking.build import build
 
 COLUMNS = ("labels", "performers", "cameras", "setups", "replications")
@@ -32,11 +35,14 @@ class Skeletons:
     """Any method of train.py that trains on clips alone, on prepared data (`Workload`)."""
 
     base_model = ""
+    tested = ("test",)
 
     def __init__(self, config: DictConfig):
         self._config: Any = OmegaConf.to_container(config, resolve=True)
-        self.data = make_data(config)
+        self.data = make_data(config, partial=at_sites(self._config))
         self.fingerprint, self.miniature, self.counts = self.data.fingerprint, self.data.miniature, self.data.counts
+        manifest = self.data.store.manifest
+        self.schema = identity.digest([manifest[name] for name in ("format", "dataset", "topology", "recipe")])
 
     @cached_property
     def _split(self) -> tuple[list[np.ndarray], dict]:
@@ -76,16 +82,24 @@ class Skeletons:
         return build(self._config["method"], schedule=Constant())
 
     def evaluate(self, module: SkeletonModule) -> Metrics:
-        """Cosine 1-NN accuracy in per cent on frozen embeddings of all clips, as protocol=knn measures it."""
-        function = module.eval().embed
-        train, test = (
-            embed(function, self.data.ordered(side), module.device, f"k-NN, {side}") for side in ("train", "test")
-        )
-        nearest = neighbours(train.vectors, test.vectors, 1, "cosine")[:, 0]
-        return {"test/knn1": 100 * (train.labels[nearest] == test.labels).float().mean().item()}
+        """Cosine 1-NN accuracy in per cent on frozen embeddings of all clips, as protocol=knn measures it.
 
-    def row(self, strategy: Strategy) -> dict[str, str]:
-        clients, by = len(self.manifest["sizes"]), self._config["federated"]["by"]
+        Without training clips (a server of sites) each test clip's nearest among the others, which is another measure
+        and bears another name: they may be of the same performer.
+        """
+        test = self._embedded(module, "test")
+        if not self.counts["train"]:
+            nearest = nearest_other(test.vectors, "cosine")
+            return {"test/knn1_leave_one_out": _agreement(test.labels[nearest], test.labels)}
+        train = self._embedded(module, "train")
+        nearest = neighbours(train.vectors, test.vectors, 1, "cosine")[:, 0]
+        return {"test/knn1": _agreement(train.labels[nearest], test.labels)}
+
+    def _embedded(self, module: SkeletonModule, side: str) -> Embedding:
+        return embed(module.eval().embed, self.data.ordered(side), module.device, f"k-NN, {side}")
+
+    def row(self, strategy: Strategy, clients: int) -> dict[str, str]:
+        by = self._config["federated"]["by"]
         setting = f"{type(strategy).__name__}, {clients} clients by {by}"
         return {"method": self._config["name"], "setting": setting}
 
@@ -104,6 +118,11 @@ class Skeletons:
 
     def saved(self, folder: Path) -> dict[str, str]:
         return {path.stem: str(path) for path in sorted(folder.glob("*.ckpt"))}
+
+
+def _agreement(found: Tensor, wanted: Tensor) -> float:
+    """Per cent of labels (N,) that are the same."""
+    return 100 * (found == wanted).float().mean().item()
 
 
 def as_it_is(batch: SkeletonBatch) -> SkeletonBatch:

@@ -36,6 +36,13 @@ def neighbours(train: Tensor, test: Tensor, k: int, metric: str, chunk: int = CH
     return torch.cat([torch.topk(part @ train.T - offset, k, dim=1).indices for part in test.split(chunk)])
 
 
+def nearest_other(vectors: Tensor, metric: str) -> Tensor:
+    """(N,) the row nearest to each of the N >= 2 rows of `vectors` that is not itself."""
+    nearest = neighbours(vectors, vectors, 2, metric)
+    itself = nearest[:, 0] == torch.arange(len(vectors))  # a copy of it may come before
+    return torch.where(itself, nearest[:, 1], nearest[:, 0])
+
+
 def vote(labels: Tensor, num_classes: int) -> Tensor:
     """(N, k) labels of the neighbours -> (N,) majority class, the smallest one on a tie."""
     counts = torch.zeros(len(labels), num_classes, dtype=torch.int32)

@@ -62,7 +62,8 @@ def assemble(
 
     missing_images: "reject" leaves a sample with a missing or undecodable image out, "text_only" keeps it without the
     image; either way it is listed in `rejected`. Ids are distinct within a side: one that comes again gets a number.
-    Raises InputError where `train` or `test` has no sample left.
+    A list without a row is a side that this place does not hold. Raises InputError where `train` or `test` has rows but
+    no sample left, and where neither has a row.
     """
     check_missing_images(missing_images)
     paths = [sample.image for side in draft.sides.values() for sample in side if sample.image is not None]
@@ -70,7 +71,9 @@ def assemble(
     rejected = list(draft.rejected)
     rejected += [(_name(path, raw), look.reason) for path, look in looks.items() if look.reason]
     sides = {name: _distinct(_usable(side, looks, missing_images)) for name, side in draft.sides.items()}
-    for name in filter(None, (train, test)):
+    asked = [name for name in (train, test) if name]
+    held = [name for name in asked if draft.sides.get(name) or draft.rejected]
+    for name in held or asked:
         if not sides.get(name):
             reasons = f"{len(rejected)} rejected, first {': '.join(rejected[0])}" if rejected else "no row at all"
             raise InputError(f"{identity.title}: expected {name} samples in {raw}, found none ({reasons}); complete it")
