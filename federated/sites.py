@@ -50,6 +50,14 @@ class Own:
     data: ClientData
     client: int
 
+    @classmethod
+    def of(cls, workload: Workload, client: int) -> "Own":
+        """All that a workload trains on as client `client`. Raises InputError where that is nothing."""
+        if not workload.counts["train"]:
+            found = f"found none at the site of client {client}"
+            raise InputError(f"federation: expected training samples, {found}: prepare a folder with a training side")
+        return cls(workload.clients, client)
+
     def num_samples(self, client: int) -> int:
         return self.data.num_samples(self._first(client))
 

@@ -418,7 +418,7 @@ def test_a_supernode_killed_in_a_round_is_left_out(root, tmp_path, monkeypatch):
         os.killpg(nodes[1].pid, signal.SIGKILL)
 
     patient = "federated.engine.reply_seconds=150"
-    said, logs = deployed([door_tests.BY_CAMERA, *common, *own, patient], [own, own], tmp_path, meanwhile=kill)
+    _, logs = deployed([door_tests.BY_CAMERA, *common, *own, patient], [own, own], tmp_path, meanwhile=kill)
     (path,) = (tmp_path / "records").glob("*.json")
     record = records.read(path)
     ledger = Ledger(next(tmp_path.glob("runs/*/ledger.safetensors")), record.key).resume()

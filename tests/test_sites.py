@@ -268,9 +268,9 @@ def test_every_site_has_a_number_of_its_own(clips):
 def test_a_site_trains_its_own_client_and_no_other(clips):
     root, settings = clips
     composed = config([*settings, AT_SITES, *place(root, "node1", False)])
-    clients = federate.build(composed.workload, config=composed).clients
-    own = Own(clients, 1)
-    assert own.num_samples(1) == clients.num_samples(0) > 0
+    workload = federate.build(composed.workload, config=composed)
+    own = Own.of(workload, 1)
+    assert own.num_samples(1) == workload.clients.num_samples(0) == workload.counts["train"] > 0
     rows = torch.cat([batch.ids for batch in own.train_dataloader(1, 5)])
     assert sorted(rows.tolist()) == list(range(own.num_samples(1)))
     for ask in (own.num_samples, lambda client: own.train_dataloader(client, 5)):
@@ -291,8 +291,8 @@ def test_a_side_that_is_not_there_is_told_where_it_is_needed(clips, captions):
         composed = config([*settings, AT_SITES, *place(root, "node0", False)])
         Sited(federate.build(composed.workload, config=composed), [Holding(1, "a" * 64, False)])
     composed = config([*settings, AT_SITES, *place(root, "server", False)])
-    with pytest.raises(InputError, match="expected samples for client 0, found none"):
-        _ = federate.build(composed.workload, config=composed).clients
+    with pytest.raises(InputError, match="expected training samples, found none at the site of client 1: prepare"):
+        Own.of(federate.build(composed.workload, config=composed), 1)
     with pytest.raises(InputError, match="leaves no test clip"):
         federate.Run.of(config([*settings, "federated/partition=iid", *place(root, "node0", False)]))
     root, settings = captions

@@ -190,7 +190,7 @@ def _prepared(overrides: tuple[str, ...], number: int, run: int) -> Site:
     config = composed(list(overrides))
     plain = resolved(config)
     workload = make_workload(plain)
-    own = Own(workload.clients, number) if at_sites(plain) else None
+    own = Own.of(workload, number) if at_sites(plain) else None
     return Site(
         make_resident(plain, workload, data=own).client,
         number,
