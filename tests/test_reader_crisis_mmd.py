@@ -104,13 +104,18 @@ def test_windows_line_ends_and_a_byte_order_mark(raw):
         ([row(1)[:-1]], r"train\.tsv:2: expected 9 fields, found 8"),
         ([row(1), [*row(2), "more"]], r"train\.tsv:3: expected 9 fields, found 10"),
         ([row(1, label="flood")], r"train\.tsv:2: expected label_image of affected_individuals, .*, found 'flood'"),
-        ([], "expected train samples"),
     ],
 )
 def test_damage_is_named(raw, rows, told):
     write(lists_of(raw), "train", rows)
     with pytest.raises(InputError, match=told):
         CrisisMMD().read(raw)
+
+
+def test_a_list_of_nothing_but_its_header_is_a_side_that_is_elsewhere(raw):
+    write(lists_of(raw), "train", [])
+    corpus = CrisisMMD().read(raw)
+    assert not corpus.train and corpus.test
 
 
 def test_missing_columns_files_and_tasks(raw):

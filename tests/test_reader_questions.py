@@ -86,13 +86,18 @@ def test_vqa_rad_public_list(tmp_path):
         ({"rows": []}, "expected a JSON list, found dict"),
         ("[\n{]", r"trainset\.json:2: is not JSON"),
         ([{key: value for key, value in rad(1).items() if key != "phrase_type"}], "under 'phrase_type', found nothing"),
-        ([rad(1, "frame")], "expected train samples"),
     ],
 )
 def test_vqa_rad_damage_is_named(vqa_rad, content, told):
     write(vqa_rad / "trainset.json", content)
     with pytest.raises(InputError, match=told):
         VQARAD().read(vqa_rad)
+
+
+def test_a_list_without_a_training_question_is_a_side_that_is_elsewhere(vqa_rad):
+    write(vqa_rad / "trainset.json", [rad(1, "frame")])
+    corpus = VQARAD().read(vqa_rad)
+    assert not corpus.train and corpus.test
 
 
 def test_vqa_rad_images(vqa_rad):
