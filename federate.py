@@ -33,15 +33,19 @@ from train import NOT_TRAINED, check_processes, plain, set_aside
 
 @dataclass(frozen=True)
 class Run:
-    """One federation, whether or not it has been made: its settings, what it federates, key and folder."""
+    """One federation, whether or not it has been made: its settings, what it federates, key and folder.
+
+    command: that gives it, where it is not this process's.
+    """
 
     config: dict[str, Any]
     workload: Workload
     key: str
     folder: Path
+    command: str = ""
 
     @classmethod
-    def of(cls, config: DictConfig, workload: Workload | None = None) -> "Run":
+    def of(cls, config: DictConfig, workload: Workload | None = None, command: str = "") -> "Run":
         """The federation that these settings describe; workload: in place of the configured one, for data elsewhere.
 
         Raises InputError where the data are at sites and none is given.
@@ -56,7 +60,7 @@ class Run:
         trained.federated.evaluate_every = 0  # looking more often changes nothing that is trained
         key = identity.run_key(trained, workload.fingerprint, workload.base_model)
         folder = Path(config.paths.runs) / f"{config.data.name}-{config.name}-{key[:12]}"
-        return cls(plain(config), workload, key, folder)
+        return cls(plain(config), workload, key, folder, command)
 
     @property
     def federated(self) -> dict[str, Any]:
@@ -79,6 +83,7 @@ class Run:
                 **{name: workload.manifest[name] for name in ("server", "sites") if name in workload.manifest},
             },
             seeds={"seed": self.config["seed"]},
+            **({"command": self.command} if self.command else {}),
             **facts,
         )
 
@@ -142,13 +147,15 @@ def main(config: DictConfig) -> dict:
     return federate(config)
 
 
-def federate(config: DictConfig, engine: Engine | None = None, workload: Workload | None = None) -> dict:
-    """What the door does, on the configured engine and workload or on these."""
+def federate(
+    config: DictConfig, engine: Engine | None = None, workload: Workload | None = None, command: str = ""
+) -> dict:
+    """What the door does, on the configured engine and workload or on these; command: as in `Run`."""
     check_processes(config)
     team = configured_team(config)
     team.meet(configured_device(config))
     with team.in_turn():
-        run, first = Run.of(config, workload), team.rank == 0  # of several processes one writes and prints
+        run, first = Run.of(config, workload, command), team.rank == 0  # of several processes one writes and prints
     if run.workload.miniature and first:
         title = config.data.title
         print(f"*** miniature, not {title}: these numbers say nothing about the real data set ***")

@@ -521,7 +521,9 @@ def test_supernodes_with_data_of_their_own_come_by_a_door_that_starts_no_runs(cl
     pooled = Ledger(Path(alone["folder"]) / "ledger.safetensors", alone["key"]).resume().shared
     assert same(pooled, Ledger(ledger, record.key).resume().shared), logs
     assert [site["samples"] for site in record.data["sites"]] == [30, 30]
-    assert "token" not in record.command, record.command
+    started = "flwr run deployment --run-config 'nodes=2 overrides=\"federated/engine=flower experiment=federated/"
+    assert record.command.startswith(started) and "token" not in record.command, record.command
+    assert "paths.root=.../server " in record.command and str(root) not in record.command, record.command
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -158,11 +158,16 @@ def commit() -> str | None:
 
 
 def command() -> str:
-    """The command line of this process, ready for a shell but for locations, which are no result's.
+    """The command line of this process, as `shell` has it; the interpreter stands without its folder."""
+    return shell([Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]])
 
-    The interpreter stands without its folder, `raw=/data/me/nw-ucla` as `raw=.../nw-ucla`.
+
+def shell(words: Sequence[str]) -> str:
+    """Words of a command, ready for a shell but for locations, which are no result's.
+
+    `raw=/data/me/nw-ucla` stands as `raw=.../nw-ucla`.
     """
-    return shlex.join([Path(sys.orig_argv[0]).name, *map(_unlocated, sys.orig_argv[1:])])
+    return shlex.join(map(_unlocated, words))
 
 
 def _unlocated(argument: str) -> str:

@@ -224,8 +224,8 @@ def settings_digest(config: DictConfig) -> str:
 # --- on the server --------------------------------------------------------------------------------------------------
 
 
-def server_app(run: Callable[[DictConfig, Engine, Workload], Any]) -> ServerApp:
-    """The server's side: `run` is federate.py with the engine and the workload given.
+def server_app(run: Callable[[DictConfig, Engine, Workload, str], Any]) -> ServerApp:
+    """The server's side: `run` is federate.py with the engine, the workload and the command given.
 
     Run configuration: `overrides`, those of federate.py; `nodes`, how many take part, one a client.
     """
@@ -245,7 +245,10 @@ def server_app(run: Callable[[DictConfig, Engine, Workload], Any]) -> ServerApp:
             workload = Sited(workload, holdings(sites))
         nodes, sizes = {site["number"]: node for node, site in sites.items()}, workload.manifest["sizes"]
         engine = engine_of(plain, grid, nodes.__getitem__, len(nodes), sizes.__getitem__, header)
-        print(summary(run(config, engine, workload)), flush=True)
+        # Not this process's own command, which holds Flower's token.
+        settings = f'nodes={count} overrides="{identity.shell(overrides)}"'
+        command = identity.shell(["flwr", "run", "deployment", "--run-config", settings])
+        print(summary(run(config, engine, workload, command)), flush=True)
 
     return app
 
