@@ -264,6 +264,10 @@ def test_nodes_are_met_and_must_agree():
             flower.check(sites, *ours)
     with pytest.raises(InputError, match="expected 3 nodes, found 2 after 0 s; start them"):
         flower.meet(nodes(site(0), site(1)), 3, header, wait=0.0)
+    for told in ({}, {"site": ConfigRecord({"number": "1"})}, {"site": ConfigRecord({"number": 1, "settings": 3})}):
+        strange = answering(lambda message, told=told: Message(RecordDict(dict(told)), reply_to=message))
+        with pytest.raises(InputError, match="expected number, settings, .* of a node, found"):
+            flower.meet(nodes(site(0), strange), 2, header)
     broken = answering(lambda message: Message(Error(code=0, reason="no data here"), reply_to=message))
     with pytest.raises(InputError, match="a node cannot take part: no data here"):
         flower.meet(nodes(site(0), broken), 2, header)

@@ -289,21 +289,30 @@ def meet(grid: Grid, count: int, header: Mapping[str, ConfigRecord], wait: float
         if time.monotonic() > limit:
             raise InputError(f"federation: expected {count} nodes, found {len(nodes)} after {wait:.0f} s; start them")
         time.sleep(PAUSE)
-    questions = [Message(RecordDict(dict(header)), node, "query") for node in nodes]
+    questions = [Message(RecordDict(dict(header)), node, "query", ttl=wait) for node in nodes]
     sites: dict[int, Mapping] = {}
     for reply in grid.send_and_receive(questions, timeout=wait):
         if reply.has_error():
             raise InputError(f"federation: a node cannot take part: {' '.join(str(reply.error.reason).split())}")
-        sites[reply.metadata.src_node_id] = reply.content["site"]
+        sites[reply.metadata.src_node_id] = described(reply.content)
     if len(sites) < count:
         raise InputError(f"federation: expected answers of {count} nodes, found {len(sites)}; see their logs")
     return sites
 
 
+def described(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a node told of itself; raises InputError unless that is a number and digests."""
+    told: Mapping[str, Any] = content.get("site", {})
+    if type(told.get("number")) is not int or not all(type(told.get(name)) is str for name in NAMES):
+        found = ", ".join(sorted(told))[:200] or "nothing"
+        raise InputError(f"federation: expected number, {', '.join(NAMES)} of a node, found {found}; install the same")
+    return told
+
+
 def holdings(sites: Mapping[int, Mapping]) -> list[Holding]:
     """What each site told of its data, in the order of the clients."""
     ordered = sorted(sites.values(), key=lambda site: site["number"])
-    return [Holding.told(site["number"], site["samples"], site["data"], site["miniature"]) for site in ordered]
+    return [Holding.told(site["number"], site.get("samples"), site["data"], site.get("miniature")) for site in ordered]
 
 
 def check(sites: Mapping[int, Mapping], clients: int, agreed: Mapping[str, str]) -> None:
