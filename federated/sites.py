@@ -4,8 +4,9 @@ What the server knows of a site is what its node tells: how many samples it hold
 has trained on them.
 """
 
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,15 +14,30 @@ from torch.utils.data import DataLoader
 
 from datamodules.errors import InputError
 from datamodules.partition import Sites
+from federated.client import WITHHELD
 from federated.data import ClientData
 from federated.workloads.base import Workload
 from tracking import identity
 from tracking.build import build
 
+log = logging.getLogger(__name__)
+
 
 def at_sites(config: Mapping[str, Any]) -> bool:
     """Whether a resolved configuration leaves the data at sites (`federated/partition=sites`)."""
     return isinstance(build(config["federated"]["partition"]), Sites)
+
+
+def discreetly(read: Callable[[Mapping[str, Any]], Workload], config: Mapping[str, Any]) -> Workload:
+    """What `read` makes of a site's data; an InputError without the message of what went wrong in it.
+
+    That message may quote a line of the data, and the server is told of errors. It stands in the log.
+    """
+    try:
+        return read(config)
+    except Exception as error:
+        log.exception("this site's data cannot be read")
+        raise InputError(f"federation: a site cannot read its data, {type(error).__name__}: {WITHHELD}") from None
 
 
 @dataclass(frozen=True)

@@ -256,6 +256,18 @@ def test_a_process_makes_its_site_once_a_run(clips):
     assert flower._prepared(overrides, 0, 2) is not first, "its data may have changed since"
 
 
+def test_a_site_that_cannot_read_its_data_quotes_nothing_of_them(captions, tmp_path, caplog):
+    root, settings = captions
+    engine()
+    spoilt = Path(shutil.copytree(root / "node0", tmp_path / "node0"))
+    shutil.copytree(root / "node1", tmp_path / "node1")
+    shutil.copytree(root / "server", tmp_path / "server")
+    write(spoilt / "raw", train=[json.dumps({"id": 1, "img": "img/1.png", "label": "the diagnosis", "text": "x"})])
+    with pytest.raises(InputError, match="a site cannot read its data, MalformedFile: its message stays") as raised:
+        of_sites(tmp_path, settings, captions=True)
+    assert "the diagnosis" not in str(raised.value) and "the diagnosis" in caplog.text
+
+
 def test_every_site_has_a_number_of_its_own(clips):
     root, settings = clips
     with pytest.raises(InputError, match=r"expected clients 0 to 1, found \[1, 1\]"):

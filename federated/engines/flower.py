@@ -27,7 +27,7 @@ from federated.engines.base import Engine
 from federated.engines.secure import Masking, SecureFlower, is_masked, masked, masking
 from federated.engines.wire import outcome_content, outcome_of, task_content, task_of, trusted
 from federated.making import make_resident, make_workload
-from federated.sites import Holding, Own, Sited, at_sites
+from federated.sites import Holding, Own, Sited, at_sites, discreetly
 from federated.state import num_bytes
 from federated.workloads.base import Workload
 from tracking import identity
@@ -189,7 +189,7 @@ def _prepared(overrides: tuple[str, ...], number: int, run: int) -> Site:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     config = composed(list(overrides))
     plain = resolved(config)
-    workload = make_workload(plain)
+    workload = discreetly(make_workload, plain) if at_sites(plain) else make_workload(plain)
     own = Own.of(workload, number) if at_sites(plain) else None
     return Site(
         make_resident(plain, workload, data=own).client,
