@@ -121,6 +121,11 @@ class Sited:
         sizes = [site.samples for site in sites]
         told = [{"client": number, **asdict(site)} for number, site in enumerate(sites)]
         self.fingerprint = identity.digest([here.fingerprint, told])
-        self.counts = dict(here.counts) | {"train": sum(sizes)}
-        self.manifest = {"kind": Sites.__name__, "sizes": sizes, "server": here.fingerprint, "sites": told}
+        self.counts: Mapping[str, int] = dict(here.counts) | {"train": sum(sizes)}
+        self.manifest: dict[str, Any] = {
+            "kind": Sites.__name__,
+            "sizes": sizes,
+            "server": here.fingerprint,
+            "sites": told,
+        }
         self.clients = Elsewhere(sizes)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -38,7 +38,7 @@ class Skeletons:
     tested = ("test",)
 
     def __init__(self, config: DictConfig):
-        self._config: Any = OmegaConf.to_container(config, resolve=True)
+        self._config = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         self.data = make_data(config, partial=at_sites(self._config))
         self.fingerprint, self.miniature, self.counts = self.data.fingerprint, self.data.miniature, self.data.counts
         manifest = self.data.store.manifest
