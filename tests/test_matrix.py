@@ -17,7 +17,7 @@ TARGETS = {
 }  # fmt: skip
 
 
-def record(method, split, auc, model="Tiny", miniature=True, variant="", seed=1) -> Record:
+def record(method, split, auc, model="Tiny", miniature=True, variant="", seed=1, rate=0.003) -> Record:
     title = "Hateful Memes"
     return Record(
         kind="federated",
@@ -26,7 +26,12 @@ def record(method, split, auc, model="Tiny", miniature=True, variant="", seed=1)
         method=method,
         variant=variant,
         metrics={"accuracy": auc - 1, "auc_hard": auc, "auc_hard, text only": 50.0, "bytes_up": 8e6, "failed": 1.0},
-        config={"model": {"title": model}, "data": {"name": "fedmllm_hateful_memes"}, "seed": seed},
+        config={
+            "model": {"title": model}, "data": {"name": "fedmllm_hateful_memes"}, "seed": seed, "batch_size": 16,
+            "method": {"optimizer": {"lr": rate}, "lora": {"rank": 8, "alpha": 16, "dropout": 0.0}},
+            "federated": {"strategy": {"_target_": "a.b", "eta": 0.05, "tau": 0.02}},
+            "prompt": {"source": "own, short"},
+        },
         data={"name": f"miniature, not {title}" if miniature else title, "fingerprint": "f", "miniature": miniature,
               "split": split, "counts": {"train": 8}},
         seeds={"seed": seed},
@@ -97,6 +102,21 @@ def test_hidden_modalities_and_failures_have_tables_of_their_own(tmp_path):
     head, _, row = lines_of(text, "Rounds, bytes, failures")
     told = dict(zip(cells(head), cells(row), strict=True))
     assert told["failed"] == "1" and told[r"bytes\_up"] == "8,000,000"
+
+
+def test_rates_and_wording_stand_beside_the_rows(tmp_path):
+    records = [
+        record("fedyogi", "alpha_05", 70.0),
+        record("fedyogi", "missing_50", 60.0),
+        record("fedavg", "missing_50", 60.0, rate=0.001),
+    ]
+    head, _, *rows = lines_of(page(records, tmp_path), "What was chosen")
+    assert cells(head) == ["row", "settings", "client's rate", "batch", "LoRA", "server", "wording"]
+    chosen = ["16", "rank 8, alpha 16, dropout 0.0", "eta 0.05, tau 0.02", "own, short"]
+    assert [cells(row) for row in rows] == [
+        ["FedAvg", "missing 50 %", "0.001", *chosen],
+        ["FedYogi", "alpha .5, missing 50 %", "0.003", *chosen],
+    ]
 
 
 def test_other_federations_keep_the_long_table(tmp_path):

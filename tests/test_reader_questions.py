@@ -230,3 +230,21 @@ def test_the_real_easy_vqa():
     assert corpus.rejected == [] and len(corpus.options) == 11
     assert len(corpus.train) + len(corpus.further["validation"]) == 38_575 - 28_407
     assert len(corpus.test) == 9673 - 7136
+
+
+@REAL
+def test_what_the_text_of_the_real_easy_vqa_tells():
+    """The floor beside which docs/fedmllm.md sets every result: the commonest training answer to each question."""
+    corpus = EasyVQA().read(Path(os.environ["SKELFED_REALDATA"]) / "easy-vqa")
+    answers: dict[str, Counter] = {}
+    for sample in corpus.train:
+        answers.setdefault(sample.text, Counter())[sample.answer] += 1
+
+    def right(samples) -> str:
+        hits = [answers[s.text].most_common(1)[0][0] == s.answer for s in samples]
+        return f"{100 * sum(hits) / len(hits):.1f}"
+
+    parts = corpus.test, [s for s in corpus.test if not s.closed], [s for s in corpus.test if s.closed]
+    assert [right(part) for part in parts] == ["67.0", "23.3", "82.5"]
+    page = (Path(__file__).parents[1] / "docs" / "fedmllm.md").read_text()
+    assert "| text alone, the commonest training answer to each question | 67.0 | 23.3 | 82.5 | |" in page

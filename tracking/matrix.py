@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tracking.groups import Group
 from tracking.report import Published, spread, table, text
@@ -87,6 +88,17 @@ class Matrix:
             lines.append({"setting": setting, "row": text(name), **counts})
         return table(["setting", "row", *map(text, COUNTED)], lines)
 
+    def chosen(self) -> str:
+        """Rates, sizes of LoRA and wording by row; a row that was run with several has a line for each."""
+        lines: dict[tuple, dict[str, str]] = {}
+        for group in sorted(self.groups, key=_order):
+            told = {text(name): text(value) for name, value in _choices(group.first.config).items()}
+            name = ", ".join(filter(None, [self.published.title(group.first.method), group.first.variant, group.note]))
+            line = lines.setdefault((name, *told.items()), {"row": text(name), "settings": ""} | told)
+            title = text(self.published.title(group.first.data["split"]))
+            line["settings"] = ", ".join(filter(None, [line["settings"], title]))
+        return table(list(dict.fromkeys(name for line in lines.values() for name in line)), list(lines.values()))
+
     def _head(self, setting: str) -> str:
         return text(self.published.title(setting))
 
@@ -101,8 +113,24 @@ def tables(groups: Sequence[Group], published: Published, numbers: Mapping[int, 
         yield f"#### Model: {text(model)}{', on a miniature' if made_up else ''}"
         matrix = Matrix(own, published if own[0].first.data["name"] == published.data or made_up else _none(), numbers)
         yield from matrix.pages()
+        yield "#### What was chosen"
+        yield matrix.chosen()
         yield "#### Rounds, bytes, failures"
         yield matrix.exchanged()
+
+
+def _choices(config: Mapping[str, Any]) -> dict[str, str]:
+    """What a reader has to know to run it again, of a record's configuration."""
+    method, federated = config["method"], config["federated"]
+    lora = ", ".join(f"{name} {method['lora'][name]}" for name in ("rank", "alpha", "dropout"))
+    server = {name: value for name, value in (federated.get("strategy") or {}).items() if not name.startswith("_")}
+    return {
+        "client's rate": str(method["optimizer"]["lr"]),
+        "batch": str(config["batch_size"]),
+        "LoRA": lora,
+        "server": ", ".join(f"{name} {value}" for name, value in server.items()),
+        "wording": str(config["prompt"]["source"]),
+    }
 
 
 def _none() -> Published:
