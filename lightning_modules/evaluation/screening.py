@@ -28,7 +28,7 @@ FAST = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 def fast() -> bool:
     """Whether this processor multiplies 8-bit integers faster than float32."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return any(capabilities.get(name, False) for name in FAST) and hasattr(torch, "_int_mm")
 
 
