@@ -1,7 +1,9 @@
 """bf16: losses, similarities and softmaxes stay in float32 under autocast; a step is near one without it."""
 
 import copy
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +30,9 @@ from lightning_modules.losses.nt_xent import nt_xent
 from lightning_modules.losses.pairings import paired_nt_xent
 from lightning_modules.schedules import Constant
 from lightning_modules.sds_cl import SDSCL
+from tracking import records
 
+DOCS = Path(__file__).parents[1] / "docs"
 T = 0.07
 CPU_HALF = partial(torch.autocast, "cpu", torch.bfloat16)
 
@@ -172,3 +176,31 @@ def test_a_fit_follows_the_precision_of_the_trainer_and_an_embedding_is_always_f
     seen.clear()
     subject = Subject("", "key", tmp_path, tmp_path, data, 3, trainer, lambda **_: data, lambda: module)
     assert subject.embedding("test").vectors.dtype == torch.float32 and set(seen) == {torch.float32}
+
+
+def test_what_the_page_says_of_training_in_bf16_stands_in_its_records():
+    page = (DOCS / "performance.md").read_text()
+    rows = re.findall(
+        r"^\| (float32|float32, again|bf16) \| ([^\[]*) \| "
+        r"\[training\]\((.*)\), \[1-NN\]\((.*)\), \[linear\]\((.*)\) \|$",
+        page,
+        flags=re.MULTILINE,
+    )
+    assert [row[0] for row in rows] == ["float32", "float32, again", "bf16"]
+    nearest, probed, keys, commits = [], [], [], []
+    for name, numbers, *files in rows:
+        trained, knn, linear = (records.read(DOCS / file) for file in files)
+        k1, top1 = knn.metrics["k1"], linear.metrics["top1"]
+        assert numbers == f"{trained.seconds:.0f} | {trained.metrics['train/loss']:.2f} | {k1:.1f} | {top1:.1f}"
+        precision = "bf16-mixed" if name == "bf16" else "32-true"
+        assert trained.config["trainer"]["precision"] == precision and trained.seeds == {"seed": 1}
+        assert not trained.data["miniature"] and trained.config["scale"] == "cpu"
+        assert trained.key in knn.parents and trained.key in linear.parents and not knn.variant + linear.variant
+        nearest.append(k1)
+        probed.append(top1)
+        keys.append(trained.key)
+        commits.append(trained.commit)
+    assert keys[0] == keys[1] != keys[2] and commits[0] != commits[1] == commits[2]
+    told = " ".join(page.split())
+    assert f"bf16 is {nearest[1] - nearest[2]:.1f} points lower by 1-NN and {probed[2] - probed[1]:.1f} higher" in told
+    assert f"lie {nearest[1] - nearest[0]:.1f} points apart by 1-NN" in told
