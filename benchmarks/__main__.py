@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, help="JSON file for the rows instead of the record")
     options = parser.parse_args(arguments)
     out = options.out or (None if options.small else table.RECORD)
-    found = table.read(out) if out else table.read(Path())
+    found = table.read(out) if out else table.nothing()
     about = made(options.threads)
     failed = []
     for name in [] if options.table else chosen(options.only):

@@ -23,7 +23,12 @@ MEGA = 1e6
 
 def read(path: Path = RECORD) -> dict[str, Any]:
     """{"rows": {name: row}, "profiles": {name: profile}}, empty where there is no record yet."""
-    return json.loads(path.read_text()) if path.exists() else {"rows": {}, "profiles": {}}
+    return json.loads(path.read_text()) if path.exists() else nothing()
+
+
+def nothing() -> dict[str, Any]:
+    """A record without rows."""
+    return {"rows": {}, "profiles": {}}
 
 
 def write(found: Mapping[str, Any], path: Path) -> None:

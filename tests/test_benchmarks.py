@@ -42,6 +42,17 @@ def test_a_row_is_measured_and_written_whole(tmp_path):
     assert again["rows"]["bank_and_mixer"] == found["rows"]["bank_and_mixer"], "other rows stay"
 
 
+def test_small_sizes_are_tried_without_a_record(monkeypatch, capsys):
+    """`make bench small=true`."""
+    row = {"points": [{"size": 1, "ours": 2.0, "plain": 4.0}], "unit": "s"}
+    monkeypatch.setattr(bench, "measured", lambda workload, small, threads: row)
+    monkeypatch.setattr(bench.table, "row", lambda workload, found, about: found)
+    monkeypatch.setattr(bench.table, "shown", lambda seconds, row: f"{seconds} s")
+    monkeypatch.setattr(bench.table, "write", lambda found, path: pytest.fail(f"wrote {path}"))
+    assert list(bench.main(["--small", "--only", "parse"])["rows"]) == ["parse"]
+    assert "parse: 2.0 s  2 times as fast" in capsys.readouterr().out
+
+
 def test_an_unknown_row_is_refused_by_the_known_ones():
     with pytest.raises(SystemExit, match="expected rows of parse, .*found 'parze'"):
         bench.main(["--only", "parze"])
