@@ -34,6 +34,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 import federate
 from datamodules.errors import InputError
+from datamodules.store import MANIFEST, STAMP
 from federated.adapter import Adapter
 from federated.client import Client, ClientFailure, ClientTask, ClientUpdate
 from federated.data import PartitionedData
@@ -44,7 +45,7 @@ from federated.ledger import Ledger
 from tracking import records
 
 ROOT = Path(__file__).parents[1]
-root, clips = door_tests.root, test_sites.clips
+root, clips, captions = door_tests.root, test_sites.clips, test_sites.captions
 
 
 def wire(content: RecordDict) -> RecordDict:
@@ -184,7 +185,7 @@ def test_who_does_not_answer_in_time_is_a_failed_client_and_the_others_are_heard
     for client in range(3):
         engine.submit(ClientTask(0, client, {"w": torch.zeros(9)}, 1.0, 3))
     ttl = [sent.metadata.ttl for sent in grid._waiting.values()]
-    assert ttl == [flower.GRACE + 0.3] * 3, "Flower itself has to forget the message, or a node trains for nobody"
+    assert ttl == [travels.GRACE + 0.3] * 3, "Flower itself has to forget the message, or a node trains for nobody"
     lost, heard, late = (engine.collect() for _ in range(3))
     assert isinstance(heard, ClientUpdate) and heard.client == 1
     assert (lost.client, lost.error) == (2, "NotSent") and "takes no message for node 9" in lost.message
@@ -199,9 +200,11 @@ def test_a_superlink_has_this_engine_and_its_settings():
     assert flower.on_flower(["a=b", "federated/engine=flower"]) == ["a=b", "federated/engine=flower"]
     with pytest.raises(InputError, match="expected federated/engine=flower on a SuperLink, found federated/engine=wo"):
         flower.on_flower(["federated/engine=workers"])
-    config = flower.composed(flower.on_flower([door_tests.BY_CAMERA, "federated.engine.reply_seconds=7"]))
-    engine = flower.engine_of(flower.resolved(config), nodes(), int, 1, int)
-    assert engine._patience == 7
+    for more in ([], ["federated/privacy=secure_aggregation"]):
+        settings = [door_tests.BY_CAMERA, "federated.engine.reply_seconds=7", *more]
+        config = flower.composed(flower.on_flower(settings))
+        engine = flower.engine_of(flower.resolved(config), nodes(), int, 1, int)
+        assert engine._patience == 7 and engine.secure == bool(more)
 
 
 @pytest.mark.parametrize(
@@ -441,6 +444,32 @@ def test_a_supernode_killed_in_a_round_is_left_out(root, tmp_path, monkeypatch):
     assert same(ledger.shared, Ledger(Path(alone["folder"]) / "ledger.safetensors", alone["key"]).resume().shared)
 
 
+@pytest.mark.slow
+def test_a_node_that_hangs_is_waited_for_no_longer_than_was_said(root, tmp_path):
+    """Its program lives and says nothing: from the second round on it opens a pipe into which nobody writes."""
+    stores = Path(shutil.copytree(root / "stores", tmp_path / "stores"))
+    common = [*door_tests.SMALL, f"raw={root}/raw", "federated/partition=iid", "federated.partition.clients=2"]
+    common += ["federated.rounds=2", "seed=12", "federated.engine.reply_seconds=60"]
+    own = [[f"paths.root={tmp_path}", f"paths.stores={place}"] for place in (root / "stores", stores)]
+
+    def hang(nodes: list[subprocess.Popen]) -> None:
+        limit = time.monotonic() + 600
+        while not list(tmp_path.glob("runs/*/ledger.safetensors")):  # the first round is committed
+            assert time.monotonic() < limit and all(node.poll() is None for node in nodes)
+            time.sleep(0.05)
+        for manifest in stores.rglob(MANIFEST):
+            manifest.with_name(STAMP).unlink(missing_ok=True)
+            os.mkfifo(manifest.with_name(STAMP))
+
+    _, logs = deployed([door_tests.BY_CAMERA, *common, *own[0]], own, tmp_path, meanwhile=hang)
+    (record,) = records.find(tmp_path / "records")
+    ledger = Ledger(next(tmp_path.glob("runs/*/ledger.safetensors")), record.key).resume()
+    (first, second), (third, fourth) = (told["outcomes"] for told in ledger.records)
+    assert not any("error" in outcome for outcome in (first, second, third)), logs
+    assert fourth["error"] == "NoReply" and "no answer within 60 s" in fourth["message"], (fourth, logs)
+    assert 60 <= fourth["seconds"] < 90 and record.metrics["failed"] == 1
+
+
 # --- sites with data of their own, behind a door of one way ---------------------------------------------------------
 
 
@@ -528,6 +557,17 @@ def test_supernodes_with_data_of_their_own_come_by_a_door_that_starts_no_runs(cl
     started = "flwr run deployment --run-config 'nodes=2 overrides=\"federated/engine=flower experiment=federated/"
     assert record.command.startswith(started) and "token" not in record.command, record.command
     assert "paths.root=.../server " in record.command and str(root) not in record.command, record.command
+
+
+@pytest.mark.slow
+def test_sites_with_memes_of_their_own_tune_what_the_pooled_ones_would(captions, tmp_path):
+    """Each has its own memes and base model, the server the test side alone; over sockets, bit by bit."""
+    root, settings = captions
+    federate.federate(test_sites.config([*settings, *test_sites.pooled(root, captions=True)]))
+    *own, server = [test_sites.place(root, name, captions=True) for name in test_sites.SEPARATE]
+    said, logs = deployed([*settings, test_sites.AT_SITES, *server], own, tmp_path)
+    assert "2 clients by site" in said, logs
+    assert same(test_sites.trained(root / "all"), test_sites.trained(root / "server")), logs
 
 
 @pytest.mark.slow

@@ -16,14 +16,14 @@ pytest.importorskip("flwr", reason="the extra `flower` is not installed")
 
 from flwr.app import Array, Message
 from flwr.common import bytes_to_ndarray
-from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key
+from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS, Key, Stage
 
 import federate
 from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import Client, ClientFailure, ClientTask
 from federated.data import PartitionedData
-from federated.engines import flower, secure
+from federated.engines import flower, secure, wire
 from federated.engines.wire import task_content
 from federated.ledger import Ledger
 from federated.orchestrator import TooManyFailuresError
@@ -97,10 +97,11 @@ class Listening(flower.LocalGrid):
     """A grid that keeps what the server is told."""
 
     def __init__(self, inner):
-        self._inner, self.heard = inner, []
+        super().__init__(inner._apps)
+        self.heard = []
 
-    def send_and_receive(self, messages, *, timeout=None):
-        replies = list(self._inner.send_and_receive(messages, timeout=timeout))
+    def pull_messages(self, message_ids):
+        replies = super().pull_messages(message_ids)
         self.heard += replies
         return replies
 
@@ -127,13 +128,110 @@ def test_who_drops_out_is_a_failed_client_and_the_sum_is_that_of_the_others():
     plain, hidden = federation(module=Failing()).run(), made(Failing(), settings()).run()
     errors = [[outcome.get("error") for outcome in run.records[0]["outcomes"]] for run in (plain, hidden)]
     assert errors == [[None, "RuntimeError", None, None], [None, "DroppedOut", None, None]]
-    assert "client 1: RuntimeError: its message stays in the log" in hidden.records[0]["outcomes"][1]["message"]
+    message = "collect_masked_vectors: RuntimeError: its message stays in the log"
+    assert message in hidden.records[0]["outcomes"][1]["message"]
     torch.testing.assert_close(plain.models["global"], hidden.models["global"], rtol=0, atol=1e-5)
 
 
 def test_without_enough_clients_nobody_reads_the_sum():
-    with pytest.raises(TooManyFailuresError, match="DroppedOut"):
+    told = "client 0, UnreadSum: expected 4 of 4 clients to stay to the end, lost 1: client 1: collect.*: RuntimeError"
+    with pytest.raises(TooManyFailuresError, match=told):
         made(Failing(), settings(threshold=1.0)).run()
+
+
+class Mute(flower.LocalGrid):
+    """A grid whose node of client 1 says nothing when it is asked for `stage` in the first round.
+
+    As a SuperNode it does one thing after the other: what it was asked then it does before what it is asked next.
+    """
+
+    def __init__(self, inner, stage):
+        super().__init__(inner._apps)
+        self.stage, self.ttl = stage, set()
+        self.left: list[Message] = []
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        named = super().push_messages(messages)
+        self.ttl |= {message.metadata.ttl for message in messages}
+        for message in messages:
+            if message.metadata.dst_node_id == 2:
+                if message.metadata.group_id == "0" and message.content[RECORD_KEY_CONFIGS][Key.STAGE] == self.stage:
+                    self.left.append(message)
+                elif self.left:
+                    app, context = self._apps[2]
+                    app(self.left.pop(), context)
+        return named
+
+    def pull_messages(self, message_ids):
+        return super().pull_messages(name for name in message_ids if self._waiting[name] not in self.left)
+
+
+class Unknown(flower.LocalGrid):
+    """A grid that knows no node of client 1."""
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        return [None] if messages[0].metadata.dst_node_id == 2 else super().push_messages(messages)
+
+
+def mean_of(clients: list[int], number: int = 0) -> dict[str, torch.Tensor]:
+    """The state that these clients of the toy, trained one by one without any masks, have on average, by samples."""
+    _, adapter, client = toy_client()
+    begin = adapter.extract()
+    updates = [client.run(ClientTask(number, one, begin, 1.0, 3)) for one in clients]
+    total = sum(update.num_samples for update in updates)
+    return {
+        name: sum(update.state[name].double() * (update.num_samples / total) for update in updates).to(value.dtype)
+        for name, value in begin.items()
+    }
+
+
+def round_of(engine, number: int = 0) -> list:
+    """The outcomes of a round of four clients."""
+    for client in range(4):
+        engine.submit(ClientTask(number, client, toy_client()[1].extract(), 1.0, 3))
+    return [engine.collect() for _ in range(4)]
+
+
+@pytest.mark.parametrize("stage", Stage.all())
+def test_a_node_that_hangs_at_any_stage_is_left_out_and_takes_part_again(stage):
+    """In the last stage its change is in the sum already, and it is no longer needed."""
+    engine = made(Toy(), settings()).engine
+    engine._patience = 0.2
+    grid = engine._grid = Mute(engine._grid, stage)
+    outcomes = round_of(engine)
+    lost = [outcome.client for outcome in outcomes if isinstance(outcome, ClientFailure)]
+    assert lost == ([] if stage == Stage.UNMASK else [1])
+    if lost:
+        assert outcomes[1].error == "DroppedOut"
+        assert f"{stage}: no answer within 0.2 s" in outcomes[1].message and "reply_seconds" in outcomes[1].message
+    stayed = [client for client in range(4) if client not in lost]
+    torch.testing.assert_close(outcomes[0].state, mean_of(stayed), rtol=0, atol=1e-5)
+    assert len(grid.left) == 1 and grid.ttl == {wire.GRACE + 0.2}
+
+    again = round_of(engine, 1)
+    assert not grid.left and not any(isinstance(outcome, ClientFailure) for outcome in again)
+    torch.testing.assert_close(again[0].state, mean_of([0, 1, 2, 3], 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", Stage.all())
+def test_where_everybody_is_needed_one_that_hangs_fails_the_round_and_is_named(stage):
+    engine = made(Toy(), settings(threshold=1.0)).engine
+    engine._patience = 0.2
+    engine._grid = Mute(engine._grid, stage)
+    outcomes = round_of(engine)
+    assert [outcome.error for outcome in outcomes] == ["UnreadSum", "DroppedOut", "UnreadSum", "UnreadSum"]
+    told = f"expected 4 of 4 clients to stay to the end, lost 1: client 1: {stage}: no answer within 0.2 s"
+    assert outcomes[0].message.startswith(told) and "\n" not in outcomes[0].message
+
+
+def test_a_node_that_the_superlink_does_not_know_is_left_out():
+    engine = made(Toy(), settings()).engine
+    engine._grid = Unknown(engine._grid._apps)
+    outcomes = round_of(engine)
+    assert "setup: the SuperLink takes no message for node 2" in outcomes[1].message
+    torch.testing.assert_close(outcomes[0].state, mean_of([0, 2, 3]), rtol=0, atol=1e-5)
 
 
 def test_a_change_beyond_the_clip_is_told():
@@ -227,15 +325,14 @@ def test_as_many_as_are_let_in_can_all_change_by_the_clip(clients, monkeypatch):
 def test_a_reply_that_breaks_the_protocol_fails_the_round():
     """A masked vector that is none."""
     engine = made(Toy(), settings()).engine
-    grid = engine._grid = Listening(engine._grid)
-    plain = grid._inner.send_and_receive
+    plain = engine._grid.pull_messages
 
-    def broken(messages, timeout=None):
-        for reply in plain(messages, timeout=timeout):
+    def broken(message_ids):
+        for reply in plain(message_ids):
             reply.content.config_records[RECORD_KEY_CONFIGS].pop(Key.MASKED_PARAMETERS, None)
             yield reply
 
-    grid._inner.send_and_receive = broken
+    engine._grid.pull_messages = broken
     for number in range(2):
         engine.submit(ClientTask(0, number, toy_client()[1].extract(), 1.0, 3))
     outcomes = [engine.collect() for _ in range(2)]

@@ -25,7 +25,19 @@ from datamodules.errors import InputError
 from federated.client import Client, ClientFailure, ClientTask, Outcome
 from federated.engines.base import Engine
 from federated.engines.secure import Masking, SecureFlower, is_masked, masked, masking
-from federated.engines.wire import outcome_content, outcome_of, task_content, task_of, trusted
+from federated.engines.wire import (
+    FOREVER,
+    PAUSE,
+    not_answered,
+    not_sent,
+    one_line,
+    outcome_content,
+    outcome_of,
+    pushed,
+    task_content,
+    task_of,
+    trusted,
+)
 from federated.making import make_resident, make_workload
 from federated.sites import Holding, Own, Sited, at_sites, discreetly
 from federated.state import num_bytes
@@ -34,11 +46,8 @@ from tracking import identity
 from tracking.build import factory
 from tracking.doors import CONF, summary
 
-PAUSE = 0.2  # seconds between two looks for replies
 WAIT = 600.0  # seconds to wait for the nodes
 EVERYBODY = 2**31  # places: as many as a round has clients
-FOREVER = 43_200.0  # seconds, after which Flower itself forgets a message
-GRACE = 60.0  # seconds that Flower keeps a message longer than we wait, so that it is we who tell what happened
 ROOM = 2  # times the bytes that were sent may come back: enough for another type of number, whose name is then told
 NAMES = ("settings", "schema", "data", "base_model")  # digests by which a node tells what it has
 
@@ -82,18 +91,18 @@ class Flower:
         self.capacity = capacity
 
     def submit(self, task: ClientTask) -> None:
+        """Send the task to its node; one that the SuperLink does not take is a failed client."""
         content = task_content(task)
         content.update(self._header)
-        node, ttl = self._node(task.client), self._patience + GRACE
-        message = Message(content, node, "train", ttl=ttl, group_id=str(task.round_number))
-        name = next(iter(self._grid.push_messages([message])), None)
+        node = self._node(task.client)
+        name = pushed(self._grid, Message(content, node, "train", group_id=str(task.round_number)), self._patience)
         if name is None:
-            told = f"the SuperLink takes no message for node {node}: unknown to it, or the message is too large"
-            self._failed.append(ClientFailure(task.client, "NotSent", told, 0.0))
+            self._failed.append(ClientFailure(task.client, "NotSent", not_sent(node), 0.0))
         else:
             self._sent[name] = Sent(task.client, time.monotonic(), ROOM * num_bytes(task.state))
 
     def collect(self) -> Outcome:
+        """The outcome of whoever is through first; raises RuntimeError where no client was submitted."""
         if not self._sent and not self._failed:
             raise RuntimeError("no client was submitted")
         while not self._replies and not self._failed:  # all those that came since are in it
@@ -109,17 +118,14 @@ class Flower:
     def _overdue(self) -> list[Outcome]:
         """The clients that are waited for no longer."""
         late = [name for name, sent in self._sent.items() if time.monotonic() - sent.began > self._patience]
-        told = f"no answer within {self._patience:g} s: its node hangs, is dead or needs longer; see its log, or raise "
-        told += "federated.engine.reply_seconds"
-        gone = [self._sent.pop(name) for name in late]
+        gone, told = [self._sent.pop(name) for name in late], not_answered(self._patience)
         return [ClientFailure(sent.client, "NoReply", told, time.monotonic() - sent.began) for sent in gone]
 
     def _outcome(self, reply: Message) -> Outcome:
         sent = self._sent.pop(reply.metadata.reply_to_message_id)
         seconds = time.monotonic() - sent.began
         if reply.has_error():
-            reason = " ".join(str(reply.error.reason).split())[:500]
-            return ClientFailure(sent.client, "NodeError", reason, seconds)
+            return ClientFailure(sent.client, "NodeError", one_line(reply.error.reason), seconds)
         samples = self._samples(sent.client)
         return trusted(lambda: outcome_of(reply.content, sent.limit), sent.client, samples, seconds)
 
@@ -276,10 +282,10 @@ def engine_of(
     The arguments as in `Flower`.
     """
     hidden = masking(config)
+    seconds = config.get("federated", {}).get("engine", {}).get("reply_seconds", FOREVER)
     if hidden is None:
-        seconds = config.get("federated", {}).get("engine", {}).get("reply_seconds", FOREVER)
         return Flower(grid, node, capacity, samples, header, seconds)
-    return SecureFlower(grid, node, capacity, hidden, samples, header)
+    return SecureFlower(grid, node, capacity, hidden, samples, header, seconds)
 
 
 def meet(grid: Grid, count: int, header: Mapping[str, ConfigRecord], wait: float = WAIT) -> dict[int, Mapping]:
@@ -293,7 +299,7 @@ def meet(grid: Grid, count: int, header: Mapping[str, ConfigRecord], wait: float
     sites: dict[int, Mapping] = {}
     for reply in grid.send_and_receive(questions, timeout=wait):
         if reply.has_error():
-            raise InputError(f"federation: a node cannot take part: {' '.join(str(reply.error.reason).split())}")
+            raise InputError(f"federation: a node cannot take part: {one_line(reply.error.reason)}")
         sites[reply.metadata.src_node_id] = described(reply.content)
     if len(sites) < count:
         raise InputError(f"federation: expected answers of {count} nodes, found {len(sites)}; see their logs")
@@ -350,17 +356,21 @@ class LocalGrid(Grid):
 
     @property
     def run(self) -> Any:
+        """Raises NotImplementedError: nobody starts runs here."""
         raise NotImplementedError("a local grid knows no run")
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
+        """A message to one node; nobody is asked to make it."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
+        """The nodes that there are."""
         return list(self._apps)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Put them aside until their replies are asked for; returns their ids, counted up."""
         names = []
         for message in messages:
             self._pushed += 1
@@ -379,6 +389,7 @@ class LocalGrid(Grid):
         return []
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """The replies to all of them, however long they take."""
         return [reply for name in self.push_messages(messages) for reply in self.pull_messages([name])]
 
 
@@ -389,6 +400,7 @@ class Nodes(dict):
         self._app = app
 
     def __missing__(self, number: int) -> tuple[ClientApp, Context]:
+        """The app, and a new context that this number keeps."""
         self[number] = self._app, Context(run_id=1, node_id=number, node_config={}, state=RecordDict(), run_config={})
         return self[number]
 

@@ -6,7 +6,8 @@ called around our client, whose reply is given that form, and the workflow's fou
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from flwr.client.mod import secaggplus_mod
 from flwr.common import Code, FitIns, FitRes, Parameters, Status, ndarrays_to_parameters, parameters_to_ndarrays
 from flwr.common.constant import ErrorCode
 from flwr.common.secure_aggregation.secaggplus_constants import RECORD_KEY_CONFIGS
+from flwr.common.secure_aggregation.secaggplus_constants import Key as Step
 from flwr.compat.common import recorddict_compat
 from flwr.server.compat.legacy_context import LegacyContext
 from flwr.server.workflow import SecAggPlusWorkflow
@@ -26,7 +28,17 @@ from flwr.serverapp import Grid
 
 from datamodules.errors import InputError
 from federated.client import Client, ClientFailure, ClientTask, ClientUpdate, Outcome
-from federated.engines.wire import task_content, task_of, trusted
+from federated.engines.wire import (
+    FOREVER,
+    PAUSE,
+    not_answered,
+    not_sent,
+    one_line,
+    pushed,
+    task_content,
+    task_of,
+    trusted,
+)
 from federated.state import State
 from tracking.build import build
 
@@ -92,12 +104,12 @@ def _trained(request: Message, client: Client, hidden: Masking | None) -> Messag
     task = task_of(request.content)
     outcome = client.run(task)
     if isinstance(outcome, ClientFailure):
-        raise DroppedOut(f"client {outcome.client}: {outcome.error}: {outcome.discreet().message}")
+        raise DroppedOut(f"{outcome.error}: {outcome.discreet().message}")
     change = {name: outcome.state[name].double() - task.state[name].double() for name in sorted(task.state)}
     largest = max(float(part.abs().max()) for part in change.values() if part.numel())
     if largest > hidden.clip:
         told = f"expected changes of at most {hidden.clip}, found {largest:.3g}"
-        raise DroppedOut(f"client {outcome.client}: {told}: raise federated.secure_aggregation.clip")
+        raise DroppedOut(f"{told}: raise federated.secure_aggregation.clip")
     facts = {name: getattr(outcome, name) for name in ("client", "num_samples", "steps", "seconds")}
     facts |= {METRIC + name: value for name, value in outcome.metrics.items()}
     weight = outcome.num_samples if hidden.weighted else 1
@@ -133,12 +145,51 @@ class Legacy:
         return None, {}
 
 
+class Stages:
+    """A grid as the workflow sees it: of a node that leaves a stage unanswered or fails in it, `lost` holds the reason.
+
+    In the place of Flower's own `send_and_receive`, which looks every three seconds, and which a node that the
+    SuperLink does not know breaks.
+    """
+
+    def __init__(self, grid: Grid):
+        self._grid = grid
+        self.lost: dict[int, str] = {}
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float) -> list[Message]:
+        """The answers to one stage that came within `timeout` seconds, without errors."""
+        waiting: dict[str, int] = {}
+        answers, limit, stage = [], time.monotonic() + timeout, ""
+        for message in messages:
+            node, stage = message.metadata.dst_node_id, str(message.content[RECORD_KEY_CONFIGS][Step.STAGE])
+            if (name := pushed(self._grid, message, timeout)) is None:
+                self.lost[node] = f"{stage}: {not_sent(node)}"
+            else:
+                waiting[name] = node
+        while waiting:
+            replies = list(self._grid.pull_messages(list(waiting)))
+            for reply in replies:
+                node = waiting.pop(reply.metadata.reply_to_message_id)
+                if reply.has_error():
+                    self.lost[node] = f"{stage}: {one_line(reply.error.reason)}"
+                else:
+                    answers.append(reply)
+            if not replies:  # nodes in this process work while they are asked, each for as long as it takes
+                if time.monotonic() > limit:
+                    break
+                time.sleep(PAUSE)
+        self.lost |= {node: f"{stage}: {not_answered(timeout)}" for node in waiting.values()}
+        return answers
+
+
 class SecureFlower:
     """Engine that trains all clients of a round at once and reads their sum alone.
 
     Every client that stayed comes back with the mean of all of them as its state, so that whoever folds these gets the
     mean. One that stayed but told in the clear what its node may not fails all: its change is in the sum for good.
-    node, capacity, samples, header: as in `Flower`.
+    node, capacity, samples, header: as in `Flower`. reply_seconds: that a node has to answer each of the four stages,
+    of which the third is the training. Who is not heard in one of the first three is a failed client, and the sum that
+    of the others; it can be read as long as `threshold` of the round's clients answer the last.
     """
 
     secure = True
@@ -151,9 +202,10 @@ class SecureFlower:
         hidden: Masking,
         samples: Callable[[int], int],
         header: Mapping[str, ConfigRecord] | None = None,
+        reply_seconds: float = FOREVER,
     ):
         self._grid, self._node, self._header = grid, node, dict(header or {})
-        self._hidden, self._samples = hidden, samples
+        self._hidden, self._samples, self._patience = hidden, samples, reply_seconds
         self._tasks: list[ClientTask] = []
         self._outcomes: list[Outcome] = []
         self.capacity = capacity
@@ -180,14 +232,16 @@ class SecureFlower:
         if len(tasks) > MOST:
             found = f"found {len(tasks)}, whose sum would wrap: set federated.per_round={MOST} or lower"
             raise InputError(f"secure aggregation: expected at most {MOST} clients a round, {found}")
-        results, reasons = self._protocol(tasks)
+        results, lost, trouble = self._protocol(tasks)
         back = {task.client: result for task in tasks if (result := results.get(self._node(task.client)))}
-        outcomes = [
-            self._read(task, back[task.client])
-            if task.client in back
-            else ClientFailure(task.client, "DroppedOut", reasons, 0.0)
-            for task in tasks
-        ]
+        outcomes: list[Outcome] = []
+        for task in tasks:
+            if task.client in back:
+                outcomes.append(self._read(task, back[task.client]))
+            elif reason := lost.get(task.client):
+                outcomes.append(ClientFailure(task.client, "DroppedOut", reason, 0.0))
+            else:
+                outcomes.append(ClientFailure(task.client, "UnreadSum", trouble, 0.0))
         wrong = [found for found in outcomes if isinstance(found, ClientFailure) and found.client in back]
         return [_spoilt(found, wrong[0]) for found in outcomes] if wrong else outcomes
 
@@ -197,10 +251,11 @@ class SecureFlower:
             lambda: _update(task, result, samples if self._hidden.weighted else 1), task.client, samples, 0.0
         )
 
-    def _protocol(self, tasks: list[ClientTask]) -> tuple[dict[int, FitRes], str]:
-        """What the nodes that stayed sent in the clear, with the mean as the arrays of each; what went wrong.
+    def _protocol(self, tasks: list[ClientTask]) -> tuple[dict[int, FitRes], dict[int, str], str]:
+        """Run the four stages.
 
-        Nothing of any where a reply breaks Flower's workflow.
+        Returns what the nodes sent in the clear, by node, with the mean as the arrays of each, and nothing where it
+        cannot be read; why clients were lost, by client; and, in one line, why the sum cannot be read if so.
         """
         contents = {self._node(task.client): task_content(task) for task in tasks}
         for content in contents.values():
@@ -213,21 +268,39 @@ class SecureFlower:
             clipping_range=self._hidden.clip,
             quantization_range=LEVELS,
             modulus_range=MODULUS,
+            timeout=self._patience,
         )
-        legacy, state = Legacy(list(contents)), WorkflowState()
+        legacy, state, stages = Legacy(list(contents)), WorkflowState(), Stages(self._grid)
+        grid: Any = stages
         context: Any = LegacyContext(_round_context(tasks[0].round_number), strategy=legacy)  # type: ignore[arg-type]
+        broken = ""
         try:
             with told_of_trouble_alone():
-                done = workflow.setup_stage(self._grid, context, state)
+                done = workflow.setup_stage(grid, context, state)
                 state.nid_to_fitins = contents  # in place of its own: ours hold names and types
-                for stage in (workflow.share_keys_stage, workflow.collect_masked_vectors_stage, workflow.unmask_stage):
-                    done = done and stage(self._grid, context, state)
+                done = done and workflow.share_keys_stage(grid, context, state)
+                _forget_who_left(state)
+                done = done and workflow.collect_masked_vectors_stage(grid, context, state)
+                done = done and workflow.unmask_stage(grid, context, state)
         except InputError:
             raise
         except Exception as error:  # a node may send anything
-            return {}, " ".join(f"a reply broke the protocol: {type(error).__name__}: {error}".split())[:500]
-        reasons = "; ".join(str(failure) for failure in state.failures) or "too few clients stayed"
-        return legacy.results, " ".join(reasons.split())[:500]
+            broken = f"a reply broke the protocol: {type(error).__name__}: {error}"
+        lost = {task.client: reason for task in tasks if (reason := stages.lost.get(self._node(task.client)))}
+        gone = "; ".join(f"client {client}: {reason}" for client, reason in lost.items())
+        few = f"expected {state.threshold} of {len(tasks)} clients to stay to the end, lost {len(lost)}: {gone}"
+        return {} if broken else legacy.results, lost, one_line(broken or few)
+
+
+def _forget_who_left(state: WorkflowState) -> None:
+    """Take those who are not there after the keys were shared out of the workflow.
+
+    Nobody holds a share of their keys and nobody adds a mask for them. The workflow would ask for both in its last
+    stage, and no node would answer.
+    """
+    state.sampled_node_ids = set(state.active_node_ids)
+    near = state.nid_to_neighbours
+    state.nid_to_neighbours = {node: near[node] & state.sampled_node_ids for node in state.sampled_node_ids}
 
 
 @contextmanager

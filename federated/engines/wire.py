@@ -1,4 +1,4 @@
-"""What travels between Flower's server and its nodes: states bit by bit, tasks and outcomes."""
+"""What travels between Flower's server and its nodes: states bit by bit, tasks and outcomes; and how it is sent."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -6,13 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 
 from datamodules.errors import InputError
 from federated.client import ClientFailure, ClientTask, ClientUpdate, Outcome
 from federated.state import State
 
 RAW = "skelfed.little-endian"  # how our arrays are written: numpy, Flower's own way, has no bfloat16
+PAUSE = 0.2  # seconds between two looks for replies
+FOREVER = 43_200.0  # seconds, after which Flower itself forgets a message
+GRACE = 60.0  # seconds that Flower keeps a message longer than we wait, so that it is we who tell what happened
 
 
 def to_record(state: State) -> ArrayRecord:
@@ -58,6 +62,7 @@ def task_content(task: ClientTask) -> RecordDict:
 
 
 def task_of(content: Mapping[str, Any]) -> ClientTask:
+    """The task that `task_content` wrote."""
     facts, state = content["task"], from_record(content["state"])
     return ClientTask(facts["round"], facts["client"], state, facts["rate"], facts["seed"])
 
@@ -84,6 +89,23 @@ def outcome_of(content: Mapping[str, Any], limit: float = math.inf) -> Outcome:
     return ClientUpdate(state=state, metrics=dict(content["metrics"]), **content["update"])
 
 
+def pushed(grid: Grid, message: Message, seconds: float) -> str | None:
+    """Send a message whose answer is waited for so long; its id, None where the SuperLink does not take it."""
+    message.metadata.ttl = seconds + GRACE
+    return next(iter(grid.push_messages([message])), None)
+
+
+def not_sent(node: int) -> str:
+    """Why a message to this node has no id."""
+    return f"the SuperLink takes no message for node {node}: unknown to it, or the message is too large"
+
+
+def not_answered(seconds: float) -> str:
+    """Why a node that says nothing is waited for no longer."""
+    told = f"no answer within {seconds:g} s: its node hangs, is dead or needs longer; see its log, or raise "
+    return told + "federated.engine.reply_seconds"
+
+
 def trusted(read: Callable[[], Outcome], client: int, samples: int, seconds: float) -> Outcome:
     """What `read` makes of a node's reply; a failure of `client` wherever that is not what its node may tell.
 
@@ -92,7 +114,7 @@ def trusted(read: Callable[[], Outcome], client: int, samples: int, seconds: flo
     try:
         return _checked(read(), client, samples)
     except Exception as error:  # a node may send anything
-        return ClientFailure(client, type(error).__name__, _line(error), seconds)
+        return ClientFailure(client, type(error).__name__, one_line(error), seconds)
 
 
 def _checked(outcome: Outcome, client: int, samples: int) -> Outcome:
@@ -100,12 +122,12 @@ def _checked(outcome: Outcome, client: int, samples: int) -> Outcome:
     _expect("client", outcome.client, f"{client}", type(outcome.client) is int and outcome.client == client)
     _expect("seconds", outcome.seconds, "a number", _finite(outcome.seconds) and outcome.seconds >= 0)
     if isinstance(outcome, ClientFailure):
-        return replace(outcome, error=_line(outcome.error), message=_line(outcome.message))
+        return replace(outcome, error=one_line(outcome.error), message=one_line(outcome.message))
     count, steps = outcome.num_samples, outcome.steps
     _expect("num_samples", count, f"{samples}", type(count) is int and count == samples)
     _expect("steps", steps, "1 or more", type(steps) is int and steps > 0)
     for name, value in outcome.metrics.items():
-        _expect(f"metric '{_line(name)}'", value, "a finite number", _finite(value))
+        _expect(f"metric '{one_line(name)}'", value, "a finite number", _finite(value))
     return outcome
 
 
@@ -115,8 +137,9 @@ def _finite(value: Any) -> bool:
 
 def _expect(name: str, found: Any, expected: str, holds: bool) -> None:
     if not holds:
-        raise InputError(f"federation: expected {name} of a node's reply as {expected}, found {_line(found)!r:.50}")
+        raise InputError(f"federation: expected {name} of a node's reply as {expected}, found {one_line(found)!r:.50}")
 
 
-def _line(text: Any) -> str:
+def one_line(text: Any) -> str:
+    """The text in one line of at most 500 characters: a node may send anything."""
     return " ".join(str(text).split())[:500]
