@@ -242,7 +242,7 @@ def test_the_scenarios_are_those_of_the_paper_under_its_rules():
 
 
 def test_slurm_jobs_have_a_task_a_device():
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweeps` is not installed")
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         overrides = ["trainer=ddp", "trainer.devices=4", "hydra/launcher=slurm", "hydra.launcher.partition=gpu"]
         launcher = compose("train", overrides, return_hydra_config=True).hydra.launcher
@@ -273,7 +273,7 @@ wait
 @pytest.mark.slow
 def test_slurm_takes_the_jobs_and_starts_a_task_a_device(go, tmp_path, monkeypatch):
     """On a SLURM that is two small scripts: what is submitted asks for the tasks and GPUs, failed jobs are named."""
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `sweeps` is not installed")
     for name, script in (("sbatch", SBATCH), ("srun", SRUN)):
         (tmp_path / name).write_text(script)
         (tmp_path / name).chmod(0o755)
