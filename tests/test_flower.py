@@ -34,7 +34,6 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 import federate
 from datamodules.errors import InputError
-from datamodules.store import MANIFEST, STAMP
 from federated.adapter import Adapter
 from federated.client import Client, ClientFailure, ClientTask, ClientUpdate
 from federated.data import PartitionedData
@@ -442,32 +441,6 @@ def test_a_supernode_killed_in_a_round_is_left_out(root, tmp_path, monkeypatch):
     alone = federate.main.run(door_tests.config("federate", root, door_tests.BY_CAMERA, *common))
     assert alone["key"] == record.key and alone["failed"] == 2
     assert same(ledger.shared, Ledger(Path(alone["folder"]) / "ledger.safetensors", alone["key"]).resume().shared)
-
-
-@pytest.mark.slow
-def test_a_node_that_hangs_is_waited_for_no_longer_than_was_said(root, tmp_path):
-    """Its program lives and says nothing: from the second round on it opens a pipe into which nobody writes."""
-    stores = Path(shutil.copytree(root / "stores", tmp_path / "stores"))
-    common = [*door_tests.SMALL, f"raw={root}/raw", "federated/partition=iid", "federated.partition.clients=2"]
-    common += ["federated.rounds=2", "seed=12", "federated.engine.reply_seconds=60"]
-    own = [[f"paths.root={tmp_path}", f"paths.stores={place}"] for place in (root / "stores", stores)]
-
-    def hang(nodes: list[subprocess.Popen]) -> None:
-        limit = time.monotonic() + 600
-        while not list(tmp_path.glob("runs/*/ledger.safetensors")):  # the first round is committed
-            assert time.monotonic() < limit and all(node.poll() is None for node in nodes)
-            time.sleep(0.05)
-        for manifest in stores.rglob(MANIFEST):
-            manifest.with_name(STAMP).unlink(missing_ok=True)
-            os.mkfifo(manifest.with_name(STAMP))
-
-    _, logs = deployed([door_tests.BY_CAMERA, *common, *own[0]], own, tmp_path, meanwhile=hang)
-    (record,) = records.find(tmp_path / "records")
-    ledger = Ledger(next(tmp_path.glob("runs/*/ledger.safetensors")), record.key).resume()
-    (first, second), (third, fourth) = (told["outcomes"] for told in ledger.records)
-    assert not any("error" in outcome for outcome in (first, second, third)), logs
-    assert fourth["error"] == "NoReply" and "no answer within 60 s" in fourth["message"], (fourth, logs)
-    assert 60 <= fourth["seconds"] < 90 and record.metrics["failed"] == 1
 
 
 # --- sites with data of their own, behind a door of one way ---------------------------------------------------------
