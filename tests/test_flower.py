@@ -44,7 +44,7 @@ from federated.ledger import Ledger
 from tracking import records
 
 ROOT = Path(__file__).parents[1]
-root, clips = door_tests.root, test_sites.clips
+root, clips, captions = door_tests.root, test_sites.clips, test_sites.captions
 
 
 def wire(content: RecordDict) -> RecordDict:
@@ -530,6 +530,17 @@ def test_supernodes_with_data_of_their_own_come_by_a_door_that_starts_no_runs(cl
     started = "flwr run deployment --run-config 'nodes=2 overrides=\"federated/engine=flower experiment=federated/"
     assert record.command.startswith(started) and "token" not in record.command, record.command
     assert "paths.root=.../server " in record.command and str(root) not in record.command, record.command
+
+
+@pytest.mark.slow
+def test_sites_with_memes_of_their_own_tune_what_the_pooled_ones_would(captions, tmp_path):
+    """Each has its own memes and base model, the server the test side alone; over sockets, bit by bit."""
+    root, settings = captions
+    federate.federate(test_sites.config([*settings, *test_sites.pooled(root, captions=True)]))
+    *own, server = [test_sites.place(root, name, captions=True) for name in test_sites.SEPARATE]
+    said, logs = deployed([*settings, test_sites.AT_SITES, *server], own, tmp_path)
+    assert "2 clients by site" in said, logs
+    assert same(test_sites.trained(root / "all"), test_sites.trained(root / "server")), logs
 
 
 @pytest.mark.slow
