@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from datamodules.errors import InputError
 from federated.adapter import Adapter
 
 Tensors = Mapping[str, Tensor]
@@ -28,10 +29,18 @@ class Term(Protocol):
         """The weighted term; anchor: what the round began from, progress: from 0 to 1 over the client's steps."""
 
 
+# What families call their stack of layers.
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|blocks|h)\.(\d+)(?:\.|$)")
+
+
 def layer_of(name: str) -> int | None:
-    """The first integer in a parameter's name (as released), None without one."""
-    found = re.search(r"\d+", name)
-    return None if found is None else int(found.group())
+    """The number of the layer that a parameter lies in (`layers.<n>.`), None outside the layers.
+
+    The released code takes the first integer of a name, which is the same number in the language model, where a
+    projector's `linear_1` and `mlp.0` would be layers 1 and 0.
+    """
+    found = LAYER.search(name)
+    return None if found is None else int(found.group(1))
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ class FedProx:
     skip: share of the layers left out at either end. Base: weight 1, skip 0. Adaptive: weight .1, skip 1/7, the
     middle layers only: 4...23 of 28 as published, relative to the depth found in the trained parameters' names (the
     released code holds 27 fixed).
-    unnumbered: also parameters whose name holds no layer number; the released code leaves them out.
+    unnumbered: also parameters outside the layers (embeddings, projector); the released code leaves them out.
     """
 
     mu: float = 0.01
@@ -52,8 +61,11 @@ class FedProx:
     name: ClassVar[str] = "fedprox"
 
     def regularised(self, names: Iterable[str]) -> list[str]:
-        """Which of the trained parameters the term holds back."""
+        """Which of the trained parameters the term holds back. Raises InputError where it is of layers, and names none."""
         layers = {name: layer_of(name) for name in names}
+        if not self.unnumbered and layers and not any(layer is not None for layer in layers.values()):
+            found = f"expected trained parameters named `layers.<number>.`, found '{min(layers)}' and none so named"
+            raise InputError(f"FedProx: {found}; set unnumbered=true and skip=0")
         depth = 1 + max((layer for layer in layers.values() if layer is not None), default=0)
         ends = round(self.skip * depth)
         middle = range(ends, depth - ends)

@@ -63,7 +63,8 @@ def test_kept_keys_and_values_do_not_change_generation(family):
 def test_lora_reaches_every_layer_of_the_language_model_alone(family):
     made = built(family)
     layers = {name.split(".lora_")[0] for name, p in made.named_parameters() if p.requires_grad}
-    assert len(layers) == 4 * made.depth and all(".language_model.layers." in name for name in layers)
+    depth = made.base.config.get_text_config().num_hidden_layers
+    assert len(layers) == 4 * depth and all(".language_model.layers." in name for name in layers)
 
 
 def test_a_saved_model_reads_as_the_same(family, tmp_path):

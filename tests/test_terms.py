@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from toy_federation import Toy, dataset, federation, same
 
+from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import ClientTask
 from federated.device import quiet, trainer
@@ -32,6 +33,29 @@ def test_base_regularises_everything_and_the_released_one_numbered_names():
     names = [*numbered(4), "embed_tokens.weight"]
     assert FedProx().regularised(names) == names
     assert FedProx(unnumbered=False).regularised(names) == names[:-1]
+
+
+PROJECTORS = [
+    "model.multi_modal_projector.modules_to_save.linear_1.weight",
+    "model.multi_modal_projector.modules_to_save.linear_2.bias",
+    "model.merger.modules_to_save.mlp.0.linear_1.weight",
+    "model.language_model.embed_tokens.modules_to_save.weight",
+]
+
+
+def test_a_projectors_numbers_are_no_layers():
+    assert [layer_of(name) for name in PROJECTORS] == [None] * 4
+    names = [*numbered(4), *PROJECTORS]
+    assert FedProx(**ADAPTIVE).regularised(names) == names[1:3]
+    assert FedProx(unnumbered=False).regularised(names) == names[:4] and FedProx().regularised(names) == names
+
+
+def test_other_names_of_the_stack_are_known_and_unknown_ones_told():
+    others = ["transformer.h.{}.attn.lora_A", "encoder.layer.{}.query.lora_A", "blocks.{}.q.lora_A", "layers.{}"]
+    assert [layer_of(name.format(12)) for name in others] == [12] * 4
+    with pytest.raises(InputError, match=r"expected trained parameters named `layers.<number>.`, found 'stage7.q'"):
+        FedProx(**ADAPTIVE).regularised(["stage7.q"])
+    assert FedProx(**ADAPTIVE).regularised([]) == []
 
 
 def test_fedprox_value_in_closed_form():

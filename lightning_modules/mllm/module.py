@@ -62,11 +62,6 @@ class MultimodalModule(pl.LightningModule):
         """The model of transformers, its LoRA pairs in place."""
         return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
 
-    @property
-    def depth(self) -> int:
-        """Layers of the language model."""
-        return self.base.config.get_text_config().num_hidden_layers
-
     def hidden(self, batch: ImageTextBatch, **options) -> Any:
         """Output of the model below its head: last_hidden_state (N, L, D), and past_key_values with use_cache=True."""
         vision: dict[str, Any] = dict(batch.vision)
