@@ -45,7 +45,7 @@ class Dirichlet:
     order. At the end each client's list is shuffled.
 
     at_least_one: labels of which every client must get a sample: "every" (Hateful Memes) or "first" (CrisisMMD).
-    shuffle: shuffle each client's list (Hateful Memes).
+    shuffle: shuffle each client's list (Hateful Memes); CrisisMMD's stay label by label in file order.
     """
 
     alpha: float

@@ -61,7 +61,10 @@ class FedProx:
     name: ClassVar[str] = "fedprox"
 
     def regularised(self, names: Iterable[str]) -> list[str]:
-        """Which of the trained parameters the term holds back. Raises InputError where it is of layers, and names none."""
+        """Which of the trained parameters the term holds back.
+
+        Raises InputError where only those of layers count and none of the names holds a layer's number.
+        """
         layers = {name: layer_of(name) for name in names}
         if not self.unnumbered and layers and not any(layer is not None for layer in layers.values()):
             found = f"expected trained parameters named `layers.<number>.`, found '{min(layers)}' and none so named"

@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import open_dict
 
 from datamodules.image_text.modality import Aligned, CrossModal, Hybrid, Missing
 from datamodules.partition import IID, Dirichlet
 from federated.schedule import CosineRate, SampleClients
 from federated.terms import FedProx
+from tracking import identity
 from tracking.build import build, resolve
 from tracking.report import Published
 
@@ -22,8 +24,11 @@ SETTINGS = {
 }  # fmt: skip
 MEDICAL = [name for name in SETTINGS if name.startswith(("cross", "hybrid"))]
 ALPHA = {"alpha_5": 5.0, "alpha_1": 1.0}
-# Rounds, learning rate, and of which labels every client gets one (methods.md 1.3, 1.5).
-CORPORA = {"hateful_memes": (25, 2e-5, "every"), "crisis_mmd": (40, 2e-4, "first"), "medical": (50, 2e-4, None)}
+# Rounds, learning rate, of which labels every client gets one, whether its list is shuffled (methods.md 1.3, 1.5).
+CORPORA = {
+    "hateful_memes": (25, 2e-5, "every", True), "crisis_mmd": (40, 2e-4, "first", False),
+    "medical": (50, 2e-4, None, None),
+}  # fmt: skip
 PRESETS = [
     f"{corpus}_{name}" for corpus in CORPORA for name in SETTINGS if corpus != "medical" or name in MEDICAL
 ]  # fmt: skip
@@ -52,7 +57,7 @@ def test_a_preset_holds_the_published_numbers_and_builds(preset):
     config = composed(f"experiment=fedmllm/{preset}", "federated/strategy=fedyogi")
     corpus = next(name for name in CORPORA if preset.startswith(name))
     setting = preset.removeprefix(f"{corpus}_")
-    rounds, rate, at_least_one = CORPORA[corpus]
+    rounds, rate, at_least_one, shuffle = CORPORA[corpus]
     assert (config.data.split, config.data.name) == (setting, f"fedmllm_{corpus}")
     assert (config.federated.rounds, config.federated.epochs, config.federated.per_round) == (rounds, 1, 2)
     assert config.federated.passes == rounds * 2 / 10
@@ -62,7 +67,8 @@ def test_a_preset_holds_the_published_numbers_and_builds(preset):
         expected = Hybrid(SETTINGS[setting].rate, comes_back="client") if "hybrid" in setting else SETTINGS[setting]
         assert partition == IID(10, seed=41, within="pictured") and build(config.modality) == expected
     else:
-        assert partition == Dirichlet(ALPHA.get(setting, 0.5), 10, seed=42, at_least_one=at_least_one)
+        drawn = {"seed": 42, "at_least_one": at_least_one, "shuffle": shuffle}
+        assert partition == Dirichlet(ALPHA.get(setting, 0.5), 10, **drawn)
         assert build(config.modality) == SETTINGS[setting]
     assert (config.yoco.gamma_end, config.yoco.sparsity) == YOCO.get(preset, tuple(config.yoco.values()))
     optimizer = build(config.method.optimizer)
@@ -77,6 +83,14 @@ def test_a_preset_holds_the_published_numbers_and_builds(preset):
     resolve(config.method._target_)
     resolve(config.workload._target_)
     build(config.corpus.reader)
+
+
+def test_shuffling_as_ever_changes_no_key_and_leaving_it_out_does():
+    shuffled, older, ordered = (composed("experiment=fedmllm/hateful_memes_alpha_1", "scale=mini") for _ in range(3))
+    with open_dict(older):
+        del older.shares["shuffle"], older.federated.partition["shuffle"]
+    ordered.shares.shuffle = False
+    assert identity.essence(shuffled) == identity.essence(older) != identity.essence(ordered)
 
 
 def test_rows_change_what_they_say():

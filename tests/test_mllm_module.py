@@ -15,9 +15,9 @@ from toys_mllm import ANSWERS, PROMPTS, SIZE, images, llava, module
 from datamodules.errors import InputError
 from datamodules.image_text.batch import IGNORED
 from federated.adapter import Adapter
-from federated.terms import FedProx
 from federated.client import Client, ClientTask, ClientUpdate
 from federated.data import PartitionedData
+from federated.terms import FedProx
 from lightning_modules.mllm.families.tiny import Tiny
 from lightning_modules.mllm.loading import Lora, frozen_model
 from lightning_modules.schedules import WarmedCosine
