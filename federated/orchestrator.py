@@ -17,7 +17,7 @@ from federated.client import ClientFailure, ClientTask, Outcome
 from federated.device import kept_modes
 from federated.engines.base import Engine
 from federated.ledger import Ledger, Progress
-from federated.lora_gap import with_products, without_products
+from federated.lora_gap import MOST_BYTES, LoraGap
 from federated.privacy import ClientLevelPrivacy
 from federated.schedule import AllClients, ConstantRate
 from federated.seeding import EVALUATION, seed_of, seeded
@@ -54,8 +54,8 @@ class Orchestrator:
     rate: (round, rounds) -> factor on the clients' learning rate; evaluate: gives the module's metrics, called after
     every `evaluate_every` rounds (0: after the last alone) with the global state loaded.
     max_failed: the largest share of a round's clients that may fail; above it the run stops with TooManyFailuresError
-    and a relaunch repeats the round. track_gap: log how far mean(BA) is from mean(B) mean(A); costs one (out, in)
-    matrix a LoRA pair. privacy: of the clients' updates; what clients measured is not recorded with it. What is told in
+    and a relaunch repeats the round. track_gap: log how far mean(BA) is from mean(B) mean(A); keeps the LoRA factors
+    of a round's clients until its end, and where these exceed MOST_BYTES says so instead. privacy: of the clients' updates; what clients measured is not recorded with it. What is told in
     the clear of updates, the gap and each client's `drift` (L2 distance of the trained parameters from those it was
     sent), is not logged where they are kept from the server, or noise is added to them.
     transport: that of the engine's clients; bytes are counted as they travel.
@@ -123,13 +123,13 @@ class Orchestrator:
         rate = self.rate(number, self.rounds)
         sent = self.transport.pack(progress.shared, self.adapter.trained)
         bytes_down = num_bytes(sent)
-        mean, outcomes, bytes_up = self._train(progress, sent, chosen, rate, on_client)
+        gap = self._gap(progress, chosen)
+        mean, outcomes, bytes_up = self._train(progress, sent, chosen, rate, gap, on_client)
         self._stop_if_too_many_failed(number, outcomes)
-        averaged, gap = without_products(mean) if mean is not None else ({}, None)
         if mean is None:
             log.warning("round %d: no client came back, the global state stays as it was", number)
         else:
-            self._advance(progress, averaged)
+            self._advance(progress, mean)
         progress.next_round += 1
         by_model = self._metrics(self._models(progress), number) if self._evaluates(progress.next_round) else {}
         record = {
@@ -139,7 +139,7 @@ class Orchestrator:
             "updated": mean is not None,
             "bytes_down": bytes_down * len(chosen),
             "bytes_up": bytes_up,
-            "lora_gap": gap,
+            "lora_gap": gap.of(mean) if gap and mean is not None else None,
             "epsilon": self._epsilon(progress.records, outcomes),
             "metrics": _mean(by_model),
             "by_model": by_model,
@@ -154,13 +154,14 @@ class Orchestrator:
         sent: State,
         chosen: list[int],
         rate: float,
+        gap: LoraGap | None,
         on_client: Callable[[dict], None] | None = None,
     ) -> tuple[State | None, list[dict], int]:
         """Mean of the survivors (None without one), what became of each client, bytes received.
 
-        sent: the shared state as it travels.
+        sent: the shared state as it travels. gap: told what the clients send.
         """
-        fold = OrderedMean(chosen, extend=with_products if self.track_gap and not self._private else None)
+        fold = OrderedMean(chosen, seen=gap.add if gap else None)
         waiting, outcomes, bytes_up = sorted(chosen), {}, 0
         personal = self._personal()
         for _ in chosen:
@@ -185,6 +186,20 @@ class Orchestrator:
         if self.privacy and mean is not None:
             mean = self.privacy.released(mean, fold.folded, progress.shared, len(chosen))
         return mean, [outcomes[client] for client in sorted(outcomes)], bytes_up
+
+    def _gap(self, progress: Progress, chosen: list[int]) -> LoraGap | None:
+        """What measures this round's gap, None where it is not to be; the first round says if it is too large."""
+        if not self.track_gap or self._private:
+            return None
+        needed = LoraGap.bytes_for(progress.shared, len(chosen))
+        if needed <= MOST_BYTES:
+            return LoraGap()
+        if progress.next_round == 0:
+            told = (
+                "the gap of the averaged LoRA factors is not measured: those of %d clients are %.1f GB, more than %.1f"
+            )
+            log.warning(told, len(chosen), needed / 2**30, MOST_BYTES / 2**30)
+        return None
 
     def _task(self, progress: Progress, sent: State, client: int, rate: float) -> ClientTask:
         state = sent | progress.personal.get(client, progress.fresh)

@@ -344,6 +344,17 @@ def test_the_gap_of_averaged_lora_factors_is_recorded():
     assert federation().run().records[0]["lora_gap"] is None
 
 
+def test_a_gap_that_would_keep_too_much_is_told_and_left_out(monkeypatch, caplog):
+    whole = federation(LowRank(), shares(4), rounds=2).run()
+    monkeypatch.setattr("federated.orchestrator.MOST_BYTES", 4 * 4 * (4 * 2 + 2 * 4) - 1)
+    result = federation(LowRank(), shares(4), rounds=2).run()
+    assert [record["lora_gap"] for record in result.records] == [None, None]
+    (told,) = [line for line in caplog.messages if "LoRA" in line]
+    assert "those of 4 clients are" in told and "\n" not in told
+    assert same(result.models["global"], whole.models["global"])
+    assert all(record["lora_gap"] > 0 for record in whole.records)
+
+
 def test_the_module_stays_where_it_is_between_clients():
     class Anchored(Toy):
         def cpu(self):

@@ -12,11 +12,11 @@ class OrderedMean:
 
     An update that arrives before its turn waits in a reorder buffer; who keeps no more than w clients started and not
     yet `folded` or dropped never has more than w states waiting. A dropped client frees its place, and the mean is of
-    those that remain. extend: adds tensors to a state as it is folded, to be averaged with it.
+    those that remain. seen: told every state with its weight, in the order in which they are folded.
     """
 
-    def __init__(self, clients: Sequence[int], extend: Callable[[State], State] | None = None):
-        self._order, self._extend = sorted(clients), extend
+    def __init__(self, clients: Sequence[int], seen: Callable[[State, float], None] | None = None):
+        self._order, self._seen = sorted(clients), seen
         if len(set(self._order)) != len(self._order):
             raise ValueError(f"a client occurs twice among {self._order}")
         self._turn = 0
@@ -61,9 +61,10 @@ class OrderedMean:
     def _fold(self, state: State, weight: float) -> None:
         self._weight += weight
         self.folded += 1
-        entries = self._extend(state) if self._extend else state
+        if self._seen:
+            self._seen(state, weight)
         if not self._sums:
-            self._sums = {name: tensor.to(torch.float64) * weight for name, tensor in entries.items()}
+            self._sums = {name: tensor.to(torch.float64) * weight for name, tensor in state.items()}
             return
         # Hundreds of small tensors by one call; n_k x_k of float32 is exact in float64, so only the sum is rounded.
-        torch._foreach_add_([self._sums[name] for name in entries], list(entries.values()), alpha=weight)
+        torch._foreach_add_([self._sums[name] for name in state], list(state.values()), alpha=weight)
