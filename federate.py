@@ -178,7 +178,7 @@ def federate(
         metrics=summary(result, run.workload.manifest),
         curves=curves(result.records),
         cost=memory.peak(),
-        seconds=sum(record["seconds"] for record in result.records),
+        seconds=result.seconds,
         **run.workload.row(orchestrator.strategy, orchestrator.clients),
     )
     if first:

@@ -59,9 +59,9 @@ class LoraGap:
         mean(BA) = [w_1 B_1, ..., w_K B_K] [A_1; ...; A_K]; the difference has -mean(B) and mean(A) beside these.
         """
         total, weighted = sum(self._weights), zip(self._factors, self._weights, strict=True)
-        left = [state[b].double() * (weight / total) for state, weight in weighted]
-        right = [state[a].double().T for state in self._factors]
-        left, right = _narrow([*left, -mean[b].double()]), _narrow([*right, mean[a].double().T])
+        outer = [state[b].double() * (weight / total) for state, weight in weighted]
+        inner = [state[a].double().T for state in self._factors]
+        left, right = _narrow([*outer, -mean[b].double()]), _narrow([*inner, mean[a].double().T])
         own = sum(state[a].shape[0] for state in self._factors)
         return torch.stack([(left @ right.T).norm(), (left[:, :own] @ right[:, :own].T).norm()])
 

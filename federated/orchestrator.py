@@ -38,12 +38,14 @@ class TooManyFailuresError(InputError):
 @dataclass(frozen=True)
 class FederatedResult:
     """metrics: of the last evaluation; by_model: the same for each model ("global", or one a client where clients keep
-    tensors of their own); models: their full states; records: one plain dict a round."""
+    tensors of their own); models: their full states; records: one plain dict a round; seconds: of all rounds, of those
+    before a resumption too, or where there is none of the evaluation."""
 
     metrics: Metrics
     by_model: dict[str, Metrics]
     models: dict[str, State]
     records: list[dict]
+    seconds: float
 
 
 @dataclass
@@ -54,10 +56,11 @@ class Orchestrator:
     rate: (round, rounds) -> factor on the clients' learning rate; evaluate: gives the module's metrics, called after
     every `evaluate_every` rounds (0: after the last alone) with the global state loaded.
     max_failed: the largest share of a round's clients that may fail; above it the run stops with TooManyFailuresError
-    and a relaunch repeats the round. track_gap: log how far mean(BA) is from mean(B) mean(A); keeps the LoRA factors
-    of a round's clients until its end, and where these exceed MOST_BYTES says so instead. privacy: of the clients' updates; what clients measured is not recorded with it. What is told in
-    the clear of updates, the gap and each client's `drift` (L2 distance of the trained parameters from those it was
-    sent), is not logged where they are kept from the server, or noise is added to them.
+    and a relaunch repeats the round. track_gap: log how far mean(BA) is from mean(B) mean(A); it keeps the LoRA factors
+    of a round's clients until its end, and where these would exceed MOST_BYTES there is none. privacy: of the clients'
+    updates; what clients measured is not recorded with it. What is told in the clear of updates, the gap and each
+    client's `drift` (L2 distance of the trained parameters from those it was sent), is not logged where they are kept
+    from the server, or noise is added to them.
     transport: that of the engine's clients; bytes are counted as they travel.
     """
 
@@ -108,9 +111,11 @@ class Orchestrator:
             if on_round:
                 on_round(record)
         models = self._models(progress)
+        start = time.monotonic()
         by_model = progress.records[-1]["by_model"] if progress.records else self._metrics(models, 0)
+        seconds = sum(record["seconds"] for record in progress.records) or time.monotonic() - start
         self.adapter.load(progress.shared | progress.fresh)
-        return FederatedResult(_mean(by_model), by_model, models, progress.records)
+        return FederatedResult(_mean(by_model), by_model, models, progress.records, seconds)
 
     def _begin(self) -> Progress:
         state, personal = self.adapter.extract(), self._personal()
@@ -195,9 +200,7 @@ class Orchestrator:
         if needed <= MOST_BYTES:
             return LoraGap()
         if progress.next_round == 0:
-            told = (
-                "the gap of the averaged LoRA factors is not measured: those of %d clients are %.1f GB, more than %.1f"
-            )
+            told = "LoRA gap: not measured, the factors of %d clients are %.1f GB, more than the %.1f kept for it"
             log.warning(told, len(chosen), needed / 2**30, MOST_BYTES / 2**30)
         return None
 

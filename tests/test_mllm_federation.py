@@ -181,7 +181,7 @@ def test_zero_shot_measures_the_base_and_keeps_no_adapter(root, tmp_path, capsys
     assert result["checkpoint"] == {} and result["rounds"] == 0
     assert launched(settings) == result and "found" in capsys.readouterr().out
     (record,) = records.find(tmp_path / "records")
-    assert record.method == "zero_shot"
+    assert record.method == "zero_shot" and record.seconds > 0
 
 
 def test_one_shot_sends_the_last_query_once(root, tmp_path):

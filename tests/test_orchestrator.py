@@ -350,7 +350,7 @@ def test_a_gap_that_would_keep_too_much_is_told_and_left_out(monkeypatch, caplog
     result = federation(LowRank(), shares(4), rounds=2).run()
     assert [record["lora_gap"] for record in result.records] == [None, None]
     (told,) = [line for line in caplog.messages if "LoRA" in line]
-    assert "those of 4 clients are" in told and "\n" not in told
+    assert "the factors of 4 clients are" in told and "\n" not in told
     assert same(result.models["global"], whole.models["global"])
     assert all(record["lora_gap"] > 0 for record in whole.records)
 
