@@ -6,15 +6,17 @@ What is federated is the configuration's `workload`.
 
 import copy
 import json
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.alone import alone_in
 from datamodules.errors import InputError
 from federated.curves import client_values, curves
+from federated.device import Team
 from federated.engines.base import Engine
 from federated.ledger import Ledger
 from federated.making import configured_device, configured_team, make_resident
@@ -61,6 +63,11 @@ class Run:
         key = identity.run_key(trained, workload.fingerprint, workload.base_model)
         folder = Path(config.paths.runs) / f"{config.data.name}-{config.name}-{key[:12]}"
         return cls(plain(config), workload, key, folder, command)
+
+    @property
+    def lock(self) -> Path:
+        """The folder that is there while a launch of this run is at work; its own folder is moved by `fresh`."""
+        return self.folder.with_name(f"{self.folder.name}.lock")
 
     @property
     def federated(self) -> dict[str, Any]:
@@ -154,8 +161,17 @@ def federate(
     check_processes(config)
     team = configured_team(config)
     team.meet(configured_device(config))
-    with team.in_turn():
-        run, first = Run.of(config, workload, command), team.rank == 0  # of several processes one writes and prints
+    with ExitStack() as held:
+        with team.in_turn():  # of several processes one writes and prints
+            run, first = Run.of(config, workload, command), team.rank == 0
+            if first:  # another launch of this run waits here and then finds it finished
+                held.enter_context(alone_in(run.lock))
+        return made_or_found(run, config, team, engine)
+
+
+def made_or_found(run: Run, config: DictConfig, team: Team, engine: Engine | None = None) -> dict:
+    """What `federate` returns, with no other launch of this run at work."""
+    first = team.rank == 0
     if run.workload.miniature and first:
         title = config.data.title
         print(f"*** miniature, not {title}: these numbers say nothing about the real data set ***")

@@ -56,6 +56,21 @@ def test_the_second_process_waits_for_the_first_and_uses_its_folder(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"memes", "log", "start"}
 
 
+def test_a_folder_made_for_the_lock_is_gone_after_the_last(tmp_path):
+    lock = tmp_path / "run.lock"
+    hold = "import sys, time\nfrom pathlib import Path\nfrom datamodules.alone import alone_in\n"
+    hold += "with alone_in(Path(sys.argv[1])):\n    print('in', flush=True)\n    sys.stdin.read()\n"
+    options = {"cwd": ROOT, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    first = subprocess.Popen([sys.executable, "-c", hold, str(lock)], **options)
+    assert first.stdout.readline() == "in\n"
+    second = subprocess.Popen([sys.executable, "-c", hold, str(lock)], **options)
+    assert "waiting" in second.stdout.readline()
+    first.communicate(timeout=60)
+    assert second.stdout.readline() == "in\n" and lock.exists()
+    second.communicate(timeout=60)
+    assert list(tmp_path.iterdir()) == [] and [first.returncode, second.returncode] == [0, 0]
+
+
 def test_a_killed_writer_blocks_nobody_and_its_rest_is_cleared_away(tmp_path):
     target, log, start = tmp_path / "memes", tmp_path / "log", tmp_path / "start"
     start.touch()

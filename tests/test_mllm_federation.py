@@ -1,9 +1,11 @@
 """federate.py on a multimodal LLM: rows, exports, equalities, kill -9; all with a random model and a few memes."""
 
+import contextlib
 import multiprocessing
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,13 @@ from toy_mllm import TWO_ROUNDS, composed, write_model
 from transformers import LlavaForConditionalGeneration
 
 import federate
+from datamodules.alone import alone_in
 from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import Client
 from federated.ledger import Ledger
 from federated.seeding import seed_of, seeded
+from federated.workloads.image_text import check_tone
 from tracking import records
 
 root = toy_mllm.root
@@ -110,6 +114,37 @@ def test_kill_9_and_a_relaunch_give_the_uninterrupted_bytes(settings, uninterrup
     assert same(state_of(resumed, settings), state_of(uninterrupted, settings))
     compared = {name: value for name, value in resumed.items() if name not in ("folder", "checkpoint")}
     assert compared == {name: uninterrupted[name] for name in compared}
+
+
+def quietly(settings, folder: Path, name: str) -> None:
+    """One launch, what it prints in a file."""
+    with (folder / name).open("w", buffering=1) as file, contextlib.redirect_stdout(file):
+        launched(settings, *elsewhere(folder))
+
+
+def test_of_two_launches_at_once_one_runs_and_the_other_finds_the_run(settings, uninterrupted, tmp_path):
+    run = federate.Run.of(OmegaConf.merge(settings, OmegaConf.from_dotlist(elsewhere(tmp_path))))
+    start = multiprocessing.get_context("fork").Process
+    both = [start(target=quietly, args=(settings, tmp_path, name)) for name in "ab"]
+    logs = [tmp_path / name for name in "ab"]
+    with alone_in(run.lock):  # so that both are at the door
+        for process in both:
+            process.start()
+        until = time.monotonic() + 120
+        while not all(log.exists() and "waiting for it" in log.read_text() for log in logs):
+            assert time.monotonic() < until and all(process.is_alive() for process in both)
+            time.sleep(0.01)
+        assert not run.folder.exists()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    said = [log.read_text() for log in logs]
+    assert (
+        sorted(text.count("federated: ") for text in said) == [0, 1] == sorted(text.count("found: ") for text in said)
+    )
+    (record,) = records.find(tmp_path / "records")
+    assert record.key == uninterrupted["key"] and not run.lock.exists()
+    assert not list(tmp_path.rglob("*.writing")) and (run.folder / "ledger.safetensors").exists()
 
 
 def test_one_client_for_one_round_is_centralised_training(root, tmp_path):
@@ -201,6 +236,16 @@ def test_the_agnostic_prompt_is_asked_in_training_and_testing(root):
         "method": "fedyogi",
         "variant": "modality-agnostic prompt",
     }
+
+
+@pytest.mark.parametrize("experiment", ["medical_cross_5_5", "easy_vqa_open"])
+def test_a_prompt_that_is_the_base_one_is_no_row_of_its_own(root, experiment):
+    settings = composed(root, "row=prompt", experiment=experiment, sizes=[])
+    with pytest.raises(InputError, match="expected another wording for prompt_tone=agnostic, found the base") as raised:
+        federate.Run.of(settings)
+    assert "\n" not in str(raised.value)
+    for fine in (["row=prompt", "prompt_length=long"], ["row=fedyogi"]):
+        check_tone(OmegaConf.to_container(composed(root, *fine, experiment=experiment, sizes=[]), resolve=True))
 
 
 OTHERS = {

@@ -37,6 +37,7 @@ class ImageText:
 
     def __init__(self, config: DictConfig):
         self._config = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
+        check_tone(self._config)
         self._family = build(self._config["method"]["family"])
         corpus, scenario, sites = corpus_of(self._config), build(self._config["modality"]), at_sites(self._config)
         if sites and (not isinstance(scenario, Aligned) or self._config["sharing"]["pooled"]):
@@ -137,6 +138,18 @@ class ImageText:
 
     def saved(self, folder: Path) -> dict[str, str]:
         return {path.stem: str(path) for path in sorted(folder.glob(f"*{ADAPTER}"))}
+
+
+def check_tone(config: Mapping[str, Any]) -> None:
+    """Raises InputError for a tone whose wording is the base one: the record would name what was not done."""
+    tone, length = config["prompt_tone"], config["prompt_length"]
+    wordings = config["prompts"][length]
+    if tone != "base" and wordings[tone] == wordings["base"]:
+        found = f"found the base wording itself, which speaks of no modality, for {config['corpus']['name']}"
+        raise InputError(
+            f"prompt: expected another wording for prompt_tone={tone}, {found}; leave row=prompt out or take "
+            "prompt_length=long"
+        )
 
 
 def corpus_of(config: Mapping[str, Any]) -> Corpus:
