@@ -127,6 +127,40 @@ def test_missing_files_say_what_to_do(tmp_path):
         Llava15(dtype="float16")
 
 
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_a_name_on_the_hub_stands_with_the_commit_that_is_loaded(tmp_path, monkeypatch):
+    """A hub's cache as it lies on a disk, without a network; main moves on between two runs."""
+    stored = tmp_path / "hub" / "models--some--llava"
+    for commit in (COMMIT, COMMIT[::-1]):
+        llava(stored / "snapshots" / commit)
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text(COMMIT)
+    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "transformers.utils.hub.constants.HF_HUB_CACHE"):
+        monkeypatch.setattr(name, str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    one = Llava15("some/llava", dtype="float32")
+    assert one.fingerprint() == f"some/llava@{COMMIT}"
+    (stored / "refs" / "main").write_text(COMMIT[::-1])
+    moved = Llava15("some/llava")
+    assert moved.fingerprint() == f"some/llava@{COMMIT[::-1]}"
+    (stored / "snapshots" / COMMIT[::-1] / "model.safetensors").unlink()
+    one.load(), one.encoder()  # what it was fingerprinted as
+    with pytest.raises(InputError, match="expected LlavaForConditionalGeneration files"):
+        moved.load()
+    assert Llava15("some/llava", revision=COMMIT).fingerprint() == f"some/llava@{COMMIT}"
+
+
+def test_a_folder_without_weights_is_no_model(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"expected weights \(\*.safetensors\) in .*, found none; save") as raised:
+        Llava15(str(tmp_path)).fingerprint()
+    assert "\n" not in str(raised.value)
+    with pytest.raises(InputError, match="nobody/nothing"):
+        Llava15("nobody/nothing").fingerprint()
+
+
 def test_half_precision_bases_train_single_precision_pairs(family):
     made = built(replace(family, dtype="bfloat16"))
     assert {p.dtype for p in made.parameters() if p.requires_grad} == {torch.float32}

@@ -1,8 +1,10 @@
 """What a family of vision-language models has to say of itself, and how every one of them is loaded and fed."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from datamodules.errors import InputError
 from datamodules.image_text.batch import IGNORED, ImageTextBatch
@@ -71,22 +74,52 @@ class Family:
         return {"backend": "pil"}
 
     def fingerprint(self) -> str:
-        """What stands for the weights in the identity of a run: SHA-256 of a folder's weights, or name and revision."""
-        weights = sorted(Path(self.folder()).glob("*.safetensors"))
+        """What stands for the model in the identity of a run.
+
+        Of a folder the SHA-256 over its `*.safetensors` in the order of their names: the weights, not the configuration
+        and the processor's files beside them. Of a name on the hub the name and the commit, which covers all files.
+        Raises InputError for a folder without such weights, and where the hub's files are out of reach.
+        """
+        folder = Path(self.folder())
+        if not folder.is_dir():
+            return f"{self.source}@{self.commit}"
+        weights = sorted(folder.glob("*.safetensors"))
+        if not weights:
+            found = f"expected weights (*.safetensors) in {self.source!r}, found none"
+            raise InputError(f"model: {found}; save the model there with save_pretrained")
         digest = hashlib.sha256()
         for path in weights:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest() if weights else f"{self.source}@{self.revision}"
+        return digest.hexdigest()
+
+    @cached_property
+    def commit(self) -> str | None:
+        """That of the hub's files, found once: a branch that moves on meanwhile changes nothing. None for a folder."""
+        if Path(self.folder()).is_dir():
+            return None
+        with self._reached("config.json"):
+            path = cached_file(self.folder(), "config.json", revision=self.revision or "main")
+        found = extract_commit_hash(path, None)
+        if found is None:
+            told = f"expected the commit of {self.source!r} on the hub, found none"
+            raise InputError(f"model: {told}; download it and give the folder as source")
+        return found
 
     def _loaded(self, kind: Any, **options) -> Any:
-        folder = self.folder()
+        revision = self.commit or "main"
+        with self._reached(kind.__name__):
+            return kind.from_pretrained(self.folder(), revision=revision, trust_remote_code=False, **options)
+
+    @contextmanager
+    def _reached(self, what: str) -> Iterator[None]:
+        """Says in one line what to do where files are missing or the hub is out of reach."""
         try:
-            return kind.from_pretrained(folder, revision=self.revision or "main", trust_remote_code=False, **options)
-        except (OSError, ValueError) as error:  # transformers' words for missing files and a hub out of reach
+            yield
+        except (OSError, ValueError) as error:  # transformers' words for either
             reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"model: expected {kind.__name__} files in a folder or on the hub under {folder!r}, found none "
+                f"model: expected {what} files in a folder or on the hub under {self.folder()!r}, found none "
                 f"({reason}); fetch them with `hf download {self.source}` and give the folder as source"
             ) from error
 
