@@ -1,6 +1,7 @@
 """Sweeps: the jobs that fail are named and stop no other, jobs are processes that end with their sweep."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -109,7 +110,121 @@ def test_jobs_as_processes_even_one_that_is_killed(go, tmp_path):
     assert "job 2 (n=6): started" in out and "job 3 (n=7): done in" in out
     assert err.count("\n") == 1 and err.startswith("error: 2 of 4 jobs failed")
     assert "(n=2) error: two is no number, see " in err and "(n=4) ended by signal 9, see " in err
-    assert (tmp_path / "sweep/2.log").read_text().strip() == "n: 6"
+    assert [path.read_text().strip() for path in tmp_path.glob("sweep/*/2.log")] == ["n: 6"]
+
+
+def test_every_launch_keeps_its_logs(go, tmp_path):
+    for n in (6, 7):
+        out, err = go("-m", f"n={n}", "hydra/launcher=processes").communicate(timeout=60)
+        folder = Path(re.findall(r"^logs: (.*)", out, re.MULTILINE)[0])
+        assert (tmp_path / folder / "0.log").read_text().strip() == f"n: {n}", err
+    assert len(list(tmp_path.glob("sweep/*/0.log"))) == 2
+
+
+FOUR_GPUS = """
+import sys
+if "-m" in sys.argv:
+    import torch
+    torch.cuda.device_count = lambda: 4
+"""
+SEEN = """
+import json, os, time
+from pathlib import Path
+from tracking.doors import door
+
+@door("go", expected=(), conf=Path(__file__).parent / "conf")
+def main(cfg):
+    began = time.time()
+    time.sleep(0.5)
+    seen = [began, time.time(), *[os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]]
+    Path(f"seen-{cfg.n}-{os.environ.get('RANK', 0)}").write_text(json.dumps(seen))
+    return {}
+
+main()
+"""
+
+
+@pytest.fixture
+def seen(go, tmp_path, monkeypatch):
+    """A function that runs jobs n=1,2,.. on a machine that says it has four GPUs: when each ran, GPUs and threads."""
+    (tmp_path / "go.py").write_text(FOUR_GPUS + SEEN)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+
+    def run(*overrides: str, jobs: int = 4, at_once: int = 4) -> list:
+        numbers = ",".join(map(str, range(jobs)))
+        launcher = ["hydra/launcher=processes", f"hydra.launcher.jobs={at_once}"]
+        sweep = go("-m", f"n={numbers}", *launcher, *overrides)
+        _, err = sweep.communicate(timeout=120)
+        assert sweep.returncode == 0, err
+        return [json.loads((tmp_path / f"seen-{number}-0").read_text()) for number in range(jobs)]
+
+    return run
+
+
+def together(one, other) -> bool:
+    """Whether two jobs ran at the same time."""
+    return one[0] < other[1] and other[0] < one[1]
+
+
+def test_each_job_has_gpus_of_its_own(seen):
+    jobs = seen(jobs=6)
+    assert {gpus for *_, gpus, _ in jobs[:4]} == {"0", "1", "2", "3"}
+    for number, job in enumerate(jobs):
+        assert not any(together(job, other) and job[2] == other[2] for other in jobs[number + 1 :])
+    assert any(together(jobs[0], other) for other in jobs[1:])
+
+
+def test_a_job_waits_for_its_gpus(seen):
+    jobs = seen("hydra.launcher.gpus=3", jobs=2)
+    assert [gpus for *_, gpus, _ in jobs] == ["0,1,2", "0,1,2"] and not together(*jobs)
+
+
+def test_gpus_that_the_user_chose_are_kept_to(seen, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7a, 6,9")
+    assert {gpus for *_, gpus, _ in seen("hydra.launcher.gpus=2", jobs=2)} == {"5,GPU-7a", "6,9"}
+
+
+def test_gpus_named_by_number_are_waited_for_and_stay_numbered(seen):
+    """`trainer.devices=[3]` counts what the job sees."""
+    jobs = seen("trainer.devices=[3]", jobs=2)
+    assert [gpus for *_, gpus, _ in jobs] == [None, None] and not together(*jobs)
+
+
+@pytest.mark.parametrize("free", ["hydra.launcher.gpus=0", "+trainer.accelerator=cpu"])
+def test_no_gpu_is_kept_where_none_is_asked_for(seen, free):
+    jobs = seen(free, jobs=2)
+    assert [gpus for *_, gpus, _ in jobs] == [None, None]
+
+
+def test_jobs_share_the_cores_unless_the_user_says_how_many_threads(seen, monkeypatch):
+    share = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert [threads for *_, threads in seen(jobs=2, at_once=2)] == [share, share]
+    assert [threads for *_, threads in seen(jobs=1, at_once=1)] == [None], "as without a sweep"
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert [threads for *_, threads in seen(jobs=2, at_once=2)] == ["7", "7"]
+
+
+@pytest.mark.slow
+def test_jobs_of_two_devices_have_two_gpus_each(seen):
+    assert sorted(gpus for *_, gpus, _ in seen("trainer.devices=2", jobs=2)) == ["0,1", "2,3"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("trainer.devices=5", "expected 5 GPUs for a job, found 4: lower trainer.devices"),
+        ("hydra.launcher.gpus=5", "expected 5 GPUs for a job, found 4: lower trainer.devices or hydra.launcher.gpus"),
+        ("trainer.devices=[1,4]", "trainer.devices: expected GPUs of 0 to 3, found [4]"),
+    ],
+)
+def test_more_gpus_than_there_are_is_one_line(go, tmp_path, asked, told, monkeypatch):
+    (tmp_path / "go.py").write_text(FOUR_GPUS + SEEN)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    sweep = go("-m", "n=1,2", asked, "hydra/launcher=processes")
+    _, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 2 and err.startswith(f"error: {told}") and err.count("\n") == 1
+    assert not list(tmp_path.glob("seen-*"))
 
 
 def test_a_preset_gives_the_values(go, tmp_path):
@@ -162,12 +277,23 @@ def test_a_job_of_several_devices_is_a_torchrun(go, tmp_path):
 @pytest.mark.parametrize("door", [train, federate], ids=["train", "federate"])
 def test_jobs_of_several_devices_want_a_launcher(door):
     """In one process Lightning would start the whole sweep again for each of them."""
+    told = r"in a sweep .* add hydra/launcher=processes"
+    for devices in ("2", "[0,3]", "-1", "auto"):
+        with as_sweep(door, f"trainer.devices={devices}") as config, pytest.raises(InputError, match=told):
+            door.main.run(config)
+    for devices in ("1", "[3]"):
+        with as_sweep(door, f"trainer.devices={devices}") as config:
+            train.check_processes(config)
+
+
+@contextlib.contextmanager
+def as_sweep(door, *overrides: str):
+    """The configuration of a job of a sweep, in the sweep's own process."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        config = compose(door.__name__, ["trainer=ddp", "hydra.mode=MULTIRUN"], return_hydra_config=True)
+        config = compose(door.__name__, [*overrides, "hydra.mode=MULTIRUN"], return_hydra_config=True)
     HydraConfig.instance().set_config(config)
     try:
-        with pytest.raises(InputError, match=r"found trainer\.devices=2 in a sweep .* add hydra/launcher=processes"):
-            door.main.run(config)
+        yield config
     finally:
         HydraConfig.instance().cfg = None
 
@@ -181,6 +307,7 @@ def test_what_a_process_per_job_cannot_do_is_said():
         Processes(jobs=0)
     assert interpreter(OmegaConf.create({})) == [sys.executable]
     assert interpreter(OmegaConf.create({"trainer": {"devices": [2, 3]}}))[-1] == "2"
+    assert interpreter(OmegaConf.create({"trainer": {"devices": [3]}})) == [sys.executable]
 
 
 # A preset and a run that it is for; every key it sweeps must be one of the run's.
@@ -239,6 +366,17 @@ def test_the_scenarios_are_those_of_the_paper_under_its_rules():
     settings = {f"fedmllm/{path.stem}" for path in (ROOT / "conf/experiment/fedmllm").glob("hateful_memes_*.yaml")}
     assert len(settings) == 12 and set(params.experiment.split(",")) == settings
     assert params.row.split(",") == ["fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"]
+
+
+def test_slurm_without_its_extra_is_one_line(go, tmp_path):
+    hidden = "import sys\nsys.modules['hydra_plugins.hydra_submitit_launcher'] = None\n"
+    (tmp_path / "go.py").write_text(hidden + DOOR)
+    sweep = go("-m", "n=1,2", "hydra/launcher=slurm")
+    _, err = sweep.communicate(timeout=60)
+    command = "pip install -c constraints.txt -e '.[sweeps]'"
+    # Before it may stand what Hydra says of a hidden plugin.
+    assert err.splitlines()[-1] == f"error: hydra/launcher=slurm needs the package 'submitit': {command}"
+    assert sweep.returncode == 2
 
 
 def test_slurm_jobs_have_a_task_a_device():
@@ -307,7 +445,9 @@ def test_a_sweep_killed_half_way_runs_only_what_is_missing(tmp_path):
     assert subprocess.run(line, cwd=ROOT, timeout=600).returncode == 0
     assert len(records.find(folder, kind="train")) == 6
     assert all(path.read_bytes() == content for path, content in before.items())
-    told = [(tmp_path / f"multirun/{job}.log").read_text() for job in range(6)]
+    launches = sorted((tmp_path / "multirun").iterdir(), key=lambda launch: launch.stat().st_mtime)
+    assert len(launches) == 2
+    told = [(launches[1] / f"{job}.log").read_text() for job in range(6)]
     assert sum("found: " in text for text in told) == len(before)
     page = Path(report.main.run(test_chain.config("report", tmp_path, "name=ntu60"))["tables"]).read_text()
     rows = [line for line in page.splitlines() if line.startswith("|") and text("test/knn1") in line]

@@ -1,6 +1,7 @@
 """Each job of a sweep is a process of its own, several at a time; torchrun starts those of several devices."""
 
 import ctypes
+import os
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from hydra_plugins.skelfed_sweeps.grid import names
 from tracking.errors import UsageError
+from tracking.processes import device_count
 
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 GRACE = 10.0  # seconds between asking a job to end and ending it
+VISIBLE, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
 class JobFailed(UsageError):
@@ -27,23 +30,46 @@ class JobFailed(UsageError):
 
 @dataclass
 class Job:
-    """One job: where its output goes, and its process while it runs."""
+    """One job: where its output goes, the GPUs it may have, and its process while it runs.
+
+    gpus: how many of those that are free, or the names of its own; environment: in which it starts.
+    """
 
     number: int
     name: str
     overrides: Sequence[str]
     command: list[str]
     log: Path
+    gpus: int | Sequence[str]
+    environment: dict[str, str]
+    held: Sequence[str] = ()
     began: float = field(default_factory=time.monotonic)
     process: subprocess.Popen | None = None
 
-    def start(self) -> None:
+    def fits(self, free: Sequence[str]) -> bool:
+        """Whether its GPUs are among the free ones."""
+        return len(free) >= self.gpus if isinstance(self.gpus, int) else set(free) >= set(self.gpus)
+
+    def start(self, free: Sequence[str]) -> None:
+        """Start it on GPUs that are `free`; it sees its own alone, unless it numbers them itself."""
+        environment = dict(self.environment)
+        if isinstance(self.gpus, int):
+            self.held = free[: self.gpus]
+            if self.held:
+                environment[VISIBLE] = ",".join(self.held)
+        else:
+            self.held = self.gpus
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                self.command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=end_with_us
+                self.command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                preexec_fn=end_with_us,
             )
         self.began = time.monotonic()
-        self.tell("started")
+        self.tell(f"started on GPU {','.join(self.held)}" if self.held else "started")
 
     def tell(self, what: str) -> None:
         print(f"job {self.number} ({self.name}): {what}", flush=True)
@@ -70,18 +96,23 @@ class Job:
 
 
 class Processes(Launcher):
-    """Starts `python <door> <overrides>` for every job; output goes to `<hydra.sweep.dir>/<number>.log`.
+    """Starts `python <door> <overrides>` for every job; output goes to a folder a launch, `<number>.log` in it.
 
-    jobs: how many run at the same time. A job that fails or is killed leaves the others alone; they end with this
-    process (on Linux also if it is killed).
+    jobs: how many run at the same time. gpus: how many each has for itself, None for `trainer.devices` of them; a job
+    starts when as many are free. 0: none is kept for anybody, every job sees all. Where several run at the same time
+    they share the cores, unless OMP_NUM_THREADS says how many threads a process has.
+    A job that fails or is killed leaves the others alone; they end with this process (on Linux also if it is killed).
     """
 
-    def __init__(self, jobs: int = 1):
+    def __init__(self, jobs: int = 1, gpus: int | None = None):
         if jobs < 1:
             raise UsageError(f"hydra.launcher.jobs: expected 1 or more, found {jobs}")
-        self.jobs = jobs
+        if gpus is not None and gpus < 0:
+            raise UsageError(f"hydra.launcher.gpus: expected 0 or more, found {gpus}")
+        self.jobs, self.gpus = jobs, gpus
         self.context: Any = None
         self.config = DictConfig({})
+        self.began = f"{time.strftime('%Y-%m-%d_%H-%M-%S')}-{os.getpid()}"  # no other launch's
 
     def setup(self, *, hydra_context, task_function, config: DictConfig) -> None:
         self.context, self.config = hydra_context, config
@@ -91,12 +122,14 @@ class Processes(Launcher):
         waiting = [self._job(number, *job) for number, job in enumerate(jobs, initial_job_idx)]
         running: list[Job] = []
         results: dict[int, JobReturn] = {}
+        gpus = visible() if any(job.gpus for job in waiting) else []
+        print(f"logs: {waiting[0].log.parent}", flush=True)
         previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         try:
             while waiting or running:
-                while waiting and len(running) < self.jobs:
+                while waiting and len(running) < self.jobs and waiting[0].fits(free := left(gpus, running)):
                     running.append(waiting.pop(0))
-                    running[-1].start()
+                    running[-1].start(free)
                 time.sleep(0.1)
                 settled = {job.number: result for job in running if (result := job.settle())}
                 running = [job for job in running if job.number not in settled]
@@ -108,21 +141,75 @@ class Processes(Launcher):
 
     def _job(self, number: int, name: str, overrides: Sequence[str]) -> Job:
         config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
-        folder = Path(config.hydra.sweep.dir)
+        folder = Path(config.hydra.sweep.dir) / self.began
         folder.mkdir(parents=True, exist_ok=True)
         # What says that there is a sweep is not the job's.
         own = [override for override in overrides if not override.startswith(("sweep=", "hydra/", "hydra."))]
-        return Job(number, name, own, [*interpreter(config), sys.argv[0], *own], folder / f"{number}.log")
+        command = [*interpreter(config), sys.argv[0], *own]
+        return Job(number, name, own, command, folder / f"{number}.log", self._gpus(config), self._environment(config))
+
+    def _gpus(self, config: DictConfig) -> int | list[str]:
+        """How many GPUs a job has for itself, or which; raises UsageError where they are not there."""
+        if self.gpus == 0 or not uses_gpus(config) or not (there := visible()):
+            return 0
+        devices = config.trainer.get("devices", 1)
+        if OmegaConf.is_list(devices):  # numbers of what is visible to us, and to the job
+            if missing := [device for device in devices if device not in range(len(there))]:
+                raise UsageError(f"trainer.devices: expected GPUs of 0 to {len(there) - 1}, found {missing}")
+            return [there[device] for device in devices]
+        count = self.gpus or processes_of(config)
+        if count > len(there):
+            todo = "lower trainer.devices or hydra.launcher.gpus, or take trainer.accelerator=cpu"
+            raise UsageError(f"expected {count} GPUs for a job, found {len(there)}: {todo}")
+        return count
+
+    def _environment(self, config: DictConfig) -> dict[str, str]:
+        """Ours; of several jobs at a time each has a share of the cores, or every one's torch would take all."""
+        if self.jobs == 1 or THREADS in os.environ:
+            return dict(os.environ)
+        return os.environ | {THREADS: str(max(1, cores() // (self.jobs * processes_of(config))))}
+
+
+def left(gpus: Sequence[str], running: Sequence[Job]) -> list[str]:
+    """Those GPUs that no job holds."""
+    held = {gpu for job in running for gpu in job.held}
+    return [gpu for gpu in gpus if gpu not in held]
+
+
+def visible() -> list[str]:
+    """The GPUs that jobs may have, by the names they have in CUDA_VISIBLE_DEVICES."""
+    import torch  # not above: doors without a trainer need none
+
+    count = torch.cuda.device_count()
+    given = os.environ.get(VISIBLE)
+    return [name.strip() for name in given.split(",")][:count] if given else [str(gpu) for gpu in range(count)]
+
+
+def uses_gpus(config: DictConfig) -> bool:
+    """Whether a door trains, and not on the CPU."""
+    trainer = config.get("trainer")
+    return trainer is not None and trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_of(config: DictConfig) -> int:
+    """How many processes a job has on its machine, one a device; raises UsageError where no number is given."""
+    devices = OmegaConf.select(config, "trainer.devices", default=1)
+    count = device_count(devices)
+    if count is None:
+        raise UsageError(f"expected trainer.devices as a number in a sweep, found {devices!r}: name how many")
+    return count
 
 
 def interpreter(config: DictConfig) -> list[str]:
     """What starts the door: Python, or torchrun with a process a device."""
     if OmegaConf.select(config, "trainer.num_nodes", default=1) != 1:
         raise UsageError("expected jobs of one machine, found trainer.num_nodes: take hydra/launcher=slurm")
-    devices = OmegaConf.select(config, "trainer.devices", default=1)
-    count = len(devices) if OmegaConf.is_list(devices) else devices
-    if not isinstance(count, int) or count < 1:
-        raise UsageError(f"expected trainer.devices as a number in a sweep, found {devices!r}: name how many")
+    count = processes_of(config)
     if count == 1:
         return [sys.executable]
     return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
