@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from datamodules.alone import alone_in
 from datamodules.errors import InputError
 from datamodules.prepared import make_data
 from datamodules.skeleton import SkeletonDataModule
@@ -112,6 +114,24 @@ def main(config: DictConfig) -> dict:
     check_processes(config)
     run = Run.of(config)
     announce(run.data, config.data.title)
+    with held(run):
+        return train(run, config)
+
+
+def held(run: Run) -> AbstractContextManager[None]:
+    """The run's folder for this launch alone: another one waits, and finds the result or resumes.
+
+    Of several processes the first holds it for all. Where torchrun or SLURM started them it does not wait: the others
+    have looked for a result and a checkpoint meanwhile, and would be on another way than the first. Raises InputError.
+    """
+    if processes.rank() > 0:
+        return nullcontext()
+    together = processes.started_together() or run.config["trainer"].get("num_nodes", 1) != 1
+    return alone_in(run.folder, wait=not together)
+
+
+def train(run: Run, config: DictConfig) -> dict:
+    """What the door does where nobody else is at work on the run."""
     first = processes.rank() == 0  # of several processes one looks after the files
     found = records.find(Path(config.paths.records), key=run.key, kind="train")
     if found and run.finished and not config.fresh:
@@ -177,7 +197,7 @@ def check_processes(config: DictConfig) -> None:
 
     Lightning starts the other processes by this very command line: each would be the whole sweep again.
     """
-    several = config.trainer.devices != 1 or config.trainer.get("num_nodes", 1) != 1
+    several = processes.device_count(config.trainer.devices) != 1 or config.trainer.get("num_nodes", 1) != 1
     sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if several and sweep and not processes.started_together():
         found = f"trainer.devices={config.trainer.devices} in a sweep whose jobs share one process"
@@ -215,11 +235,13 @@ def stream(config: Mapping[str, Any]) -> str:
 
 
 def set_aside(folder: Path) -> None:
-    """Keep the run that `fresh=true` replaces beside the new one, until the next time."""
-    if folder.exists():
+    """Keep what `fresh=true` replaces in a folder beside, until the next time; the folder stays, a launch holds it."""
+    if folder.is_dir() and any(folder.iterdir()):
         previous = folder.with_name(f"{folder.name}.previous")
         shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
+        previous.mkdir()
+        for path in list(folder.iterdir()):
+            path.rename(previous / path.name)
 
 
 if __name__ == "__main__":

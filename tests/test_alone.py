@@ -1,12 +1,22 @@
-"""Two processes that write the same miniature at once: one writes, the other waits and uses it; none ever sees half."""
+"""Two processes in one folder: one works, the other waits and uses what it made; none ever sees half of it."""
 
+import errno
+import fcntl
+import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+from test_chain import SMALL, prepared
+
+from datamodules.alone import alone_in
+from datamodules.errors import InputError
 from datamodules.image_text.readers.hateful_memes import HatefulMemes
 
+__all__ = ["prepared"]  # the fixture
 ROOT = Path(__file__).parents[1]
 # Each writes twenty files slowly, then looks again and again whether all of them are there.
 SLOW = """
@@ -89,3 +99,84 @@ def test_two_readers_of_a_corpus_that_is_not_there_yet_both_get_all_of_it(tmp_pa
     both = two(MEMES, tmp_path)
     assert [process.communicate(timeout=60)[0].splitlines()[-1] for process in both] == ["80", "80"]
     assert len(HatefulMemes().read(tmp_path / "hateful_memes-miniature" / "raw_files").train) == 80
+
+
+def test_who_does_not_wait_is_told(tmp_path):
+    told = pytest.raises(InputError, match="run: another process is at work here: launch this again")
+    with alone_in(tmp_path / "run"), told, alone_in(tmp_path / "run", wait=False):
+        pass
+    with alone_in(tmp_path / "run", wait=False):
+        assert (tmp_path / "run").is_dir()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_forked_process_that_outlives_its_parent_holds_nothing(tmp_path):
+    """As a loader's workers do for some seconds after a kill."""
+    script = """
+import os, sys, time
+from pathlib import Path
+from datamodules.alone import alone_in
+with alone_in(Path(sys.argv[1])):
+    child = os.fork()
+    if child:
+        print(child, flush=True)
+    time.sleep(60)
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    child = int(parent.stdout.readline())
+    with pytest.raises(InputError), alone_in(tmp_path, wait=False):
+        pass
+    parent.kill()
+    parent.wait()
+    os.kill(child, 0)
+    with alone_in(tmp_path, wait=False):
+        pass
+    os.kill(child, signal.SIGKILL)
+
+
+def test_where_folders_cannot_be_locked_that_is_said(tmp_path, monkeypatch, capsys):
+    def no_locks(handle, how):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with alone_in(tmp_path):
+        pass
+    assert f"{tmp_path} cannot be locked (Bad file descriptor): see to it" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_launches_of_one_training_are_one_after_the_other(prepared, tmp_path):
+    """The second waits while the first is at work, resumes when that is killed; a third finds the result."""
+    root, raw, _ = prepared
+    small = [override.removeprefix("+") for override in SMALL]
+    line = [sys.executable, "train.py", *small, f"raw={raw}", f"paths.root={root}", "trainer.max_epochs=4"]
+    line += [f"paths.{kind}={tmp_path}/{kind}" for kind in ("runs", "records")]
+
+    def launch(**environment: str) -> subprocess.Popen:
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(line, cwd=ROOT, env=os.environ | environment, **pipes)
+
+    first = launch()
+    limit = time.monotonic() + 120
+    while not (checkpoints := list(tmp_path.glob("runs/*/last.ckpt"))):
+        assert first.poll() is None and time.monotonic() < limit
+        time.sleep(0.002)
+    first.send_signal(signal.SIGSTOP)
+    before = checkpoints[0].read_bytes()
+    second = launch()
+    told = []
+    while "waiting" not in (told[-1] if told else ""):
+        told.append(second.stdout.readline())
+        assert told[-1], second.stderr.read()
+    together = launch(WORLD_SIZE="2", RANK="0")
+    assert "at work here: launch this again" in together.communicate(timeout=120)[1] and together.returncode == 2
+    assert checkpoints[0].read_bytes() == before and not list(tmp_path.glob("records/*"))
+    first.kill()
+    assert "trained: " in second.communicate(timeout=300)[0] and second.returncode == 0
+    first.wait()
+    assert len(list(tmp_path.glob("records/*.json"))) == 1
+    third = launch()
+    assert "found: " in third.communicate(timeout=120)[0]
+    versions = list(checkpoints[0].parent.glob("metrics/version_*"))
+    assert len(versions) == 2, "one of the killed launch, one of that which went on; none of the others"
