@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import Client, ClientTask
 from federated.data import PartitionedData
+from federated.engines import workers as engine_module
 from federated.engines.workers import Workers, configured
 from federated.ledger import Ledger
 
@@ -31,6 +33,16 @@ class Failing(Toy):
             raise RuntimeError("no more")
         if size == len(shares(4)[2]):
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().training_step(batch, batch_idx)
+
+
+class Hanging(Toy):
+    """Client 1 of the toy never comes to an end and does not end when it is asked to."""
+
+    def training_step(self, batch, batch_idx):
+        if len(self.trainer.train_dataloader.dataset) == len(shares(4)[1]):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(3600)
         return super().training_step(batch, batch_idx)
 
 
@@ -57,8 +69,8 @@ def workers():
     """Two places for clients of a kind of module."""
     opened = []
 
-    def make(kind, places: int = 2) -> Workers:
-        opened.append(Workers(partial(client, kind), ["cpu"] * places, threads=1))
+    def make(kind, places: int = 2, time_limit: float | None = None) -> Workers:
+        opened.append(Workers(partial(client, kind), ["cpu"] * places, threads=1, time_limit=time_limit))
         return opened[-1]
 
     yield make
@@ -112,6 +124,42 @@ def test_a_worker_that_dies_between_rounds_is_replaced(workers):
 
 
 @pytest.mark.slow
+def test_a_worker_that_hangs_is_a_failed_client_and_is_replaced(workers, monkeypatch):
+    """Beside it another goes on; when its time is over it is ended, and its place takes the next task."""
+    engine, state = workers(Hanging, time_limit=0.5), Adapter(Toy()).extract()
+    for number in (0, 2):  # the places open
+        engine.submit(ClientTask(0, number, state, 1.0, 3))
+    assert {engine.collect().client, engine.collect().client} == {0, 2}
+    monkeypatch.setattr(engine_module, "GRACE", 2.0)
+    monkeypatch.setattr(engine_module, "GOODBYE", 0.5)
+    engine.submit(ClientTask(0, 1, state, 1.0, 3))
+    engine.submit(ClientTask(0, 0, state, 1.0, 3))
+    hanging = next(place.process for place in engine._places if place.task.client == 1)
+    other, hung = engine.collect(), engine.collect()
+    assert other.client == 0 and other.steps > 0
+    assert (hung.client, hung.error) == (1, "WorkerHung") and 2.5 <= hung.seconds < 10
+    assert hung.message.endswith("time_limit is 0.5 s: its process was ended")
+    assert hanging.exitcode == -signal.SIGKILL
+    monkeypatch.setattr(engine_module, "GRACE", 600.0)
+    for number in (0, 3):
+        engine.submit(ClientTask(0, number, state, 1.0, 3))
+    assert {engine.collect().client, engine.collect().client} == {0, 3}
+
+
+@pytest.mark.slow
+def test_closing_waits_for_nobody(workers, monkeypatch):
+    monkeypatch.setattr(engine_module, "GOODBYE", 0.5)
+    engine = workers(Hanging, 1)
+    engine.submit(ClientTask(0, 0, Adapter(Toy()).extract(), 1.0, 3))
+    engine.collect()
+    engine.submit(ClientTask(0, 1, Adapter(Toy()).extract(), 1.0, 3))
+    time.sleep(2)  # it sleeps by now, deaf to SIGTERM
+    process, began = engine._places[0].process, time.monotonic()
+    engine.close()
+    assert process.exitcode == -signal.SIGKILL and time.monotonic() - began < 5
+
+
+@pytest.mark.slow
 def test_what_ends_a_federation_ends_it_here_too(workers):
     with pytest.raises(InputError, match="frozen parameter"):
         federation(module=Changing(), engine=workers(Changing, 1)).run()
@@ -133,8 +181,9 @@ def test_no_place_is_an_error():
 )
 def test_places_go_round_the_gpus(gpus, accelerator, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    engine = configured({"trainer": {"accelerator": accelerator, "devices": 1}}, None, places=3, threads=1)
-    assert engine._devices == expected and engine.capacity == 3
+    config = {"trainer": {"accelerator": accelerator, "devices": 1}, "federated": {"time_limit": 7}}
+    engine = configured(config, None, places=3, threads=1)
+    assert engine._devices == expected and engine.capacity == 3 and engine._time_limit == 7
     with pytest.raises(InputError, match=r"set trainer\.devices=1"):
         configured({"trainer": {"devices": 2}}, None)
 
