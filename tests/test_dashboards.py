@@ -42,7 +42,7 @@ def test_a_slip_in_the_description_is_named(change, says):
 
 @pytest.mark.parametrize("dashboard", SHIPPED, ids=lambda one: one.family)
 def test_wandbs_package_writes_every_panel(dashboard):
-    pytest.importorskip("wandb_workspaces", reason="the extra dashboards is not installed")
+    pytest.importorskip("wandb_workspaces", reason="the extra `dashboards` is not installed")
     made = dashboards.workspace(dashboard, "us", "lab")._to_model()
     assert (made.entity, made.project, made.name, made.display_name) == ("us", "lab", dashboard.view, dashboard.title)
     sections = made.spec.section.panel_bank_config.sections
@@ -58,7 +58,7 @@ def test_wandbs_package_writes_every_panel(dashboard):
 
 
 def test_a_setting_is_named_by_its_flat_key():
-    pytest.importorskip("wandb_workspaces", reason="the extra dashboards is not installed")
+    pytest.importorskip("wandb_workspaces", reason="the extra `dashboards` is not installed")
     (sweeps,) = [one for one in SHIPPED if one.family == "sweeps"]
     text = dashboards.workspace(sweeps, "us", "lab")._to_model().spec.model_dump_json(by_alias=True)
     assert re.findall(r'"accessor":"([^"]*)"', text) == [
@@ -75,13 +75,15 @@ def test_a_panel_of_loss_terms_draws_nothing_else():
     drawn = [name for name in [*names, "test/train/loss"] if re.search(dashboards.pattern("train/"), name)]
     assert drawn == ["train/loss", "train/stl", "train/lr_term"]
     assert re.search(dashboards.pattern("train/loss @ client"), "train/loss @ client 3")
-    pytest.importorskip("wandb_workspaces", reason="the extra dashboards is not installed")
+    pytest.importorskip("wandb_workspaces", reason="the extra `dashboards` is not installed")
     text = dashboards.workspace(SHIPPED[0], "us", "lab")._to_model().spec.model_dump_json(by_alias=True)
     assert json.dumps(dashboards.pattern("train/")) in text
 
 
 def test_only_what_is_not_there_is_new(monkeypatch, capsys):
-    internal = pytest.importorskip("wandb_workspaces.workspaces.internal", reason="the extra dashboards is missing")
+    internal = pytest.importorskip(
+        "wandb_workspaces.workspaces.internal", reason="the extra `dashboards` is not installed"
+    )
 
     def answers(error):
         def from_name(*_):
