@@ -1,11 +1,14 @@
 """What W&B's offline files hold after training and evaluation: who the runs are, numbers, pictures, clips."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from test_chain import config, prepared, small
+from test_chain import SMALL, config, prepared, small
 from test_dashboards import SHIPPED
 from test_loggers import contents
 
@@ -91,3 +94,29 @@ def test_the_dashboards_show_what_is_logged(runs):
 def test_the_report_is_none_the_worse_for_it(runs):
     root, _ = runs
     assert report.main.run(config("report", root, "name=ntu60"))["records"] == 4
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_in_a_sweep_closes_its_run_as_failed_and_no_other(prepared, tmp_path):
+    """Three jobs in one process, the second fails with its run open: three runs of one group, each with its end."""
+    root, raw, _ = prepared
+    line = [sys.executable, "train.py", "-m", *[override.removeprefix("+") for override in SMALL], *OFFLINE]
+    line += [f"raw={raw}", f"paths.root={root}", *[f"paths.{kind}={tmp_path}/{kind}" for kind in ("runs", "records")]]
+    line += ["trainer.precision=32-true,none-such,64-true", f"hydra.sweep.dir={tmp_path}/multirun"]
+    sweep = subprocess.run(
+        line, cwd=Path(__file__).parents[1], env=os.environ, capture_output=True, text=True, timeout=300
+    )
+    assert sweep.returncode == 2
+    assert sweep.stderr.splitlines()[-1].startswith("error: 1 of 3 jobs failed"), sweep.stderr
+    assert "(trainer.precision=none-such)" in sweep.stderr.splitlines()[-1]
+    found = [contents(path.parents[2]) for path in tmp_path.rglob("*.wandb")]
+    assert {logged["trainer.precision"]: exits for _, logged, _, exits in found} == {
+        "32-true": [0],
+        "none-such": [1],
+        "64-true": [0],
+    }
+    assert len({run.run_id for run, *_ in found}) == 3 and {run.run_group for run, *_ in found} == {"ntu60/sds_cl"}
+    trained = {record.key[:16] for record in records.find(tmp_path / "records", kind="train")}
+    assert trained == {run.run_id for run, _, _, exits in found if exits == [0]}
+    for _, _, history, exits in found:
+        assert any("train/loss" in row for row in history) == (exits == [0]), "what one logs goes to its own run"
