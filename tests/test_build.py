@@ -2,6 +2,8 @@
 
 import functools
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from tracking import build as build_module
 from tracking.build import build, factory
 from tracking.errors import UsageError
+from tracking.extras import EXTRAS
 
 
 @pytest.fixture
@@ -174,8 +177,17 @@ def test_a_module_that_lacks_its_package_says_which(tmp_path, monkeypatch):
 
     (tmp_path / "needy_for_test.py").write_text("import no_such_package_here\n")
     monkeypatch.setattr(datamodules, "__path__", [*datamodules.__path__, str(tmp_path)])
-    with pytest.raises(UsageError, match=r"no_such_package_here.*install"):
+    with pytest.raises(UsageError, match=r"no_such_package_here.*install it"):
         build(node("datamodules.needy_for_test.Thing"))
+    (tmp_path / "flowery_for_test.py").write_text("import flwr.app\n")
+    monkeypatch.setitem(sys.modules, "flwr", None)  # as if it were not there
+    with pytest.raises(UsageError, match=r"the package 'flwr.*': pip install -c constraints\.txt -e '\.\[flower\]'"):
+        build(node("datamodules.flowery_for_test.Thing"))
+
+
+def test_the_extras_that_are_told_are_there():
+    told = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(EXTRAS.values()) == set(told) - {"dev"}
 
 
 @pytest.mark.parametrize("partial", [False, True])

@@ -233,6 +233,17 @@ def test_facts_that_are_not_the_clients_are_a_failed_client(wrong):
     assert isinstance(outcome.seconds, float)
 
 
+def test_what_a_node_measured_has_few_and_short_names():
+    """They end in the logs, the record and the tables of the server."""
+    many = {f"metric {number}": 0.5 for number in range(101)}
+    for metrics, told in ((many, "at most 100, found '101'"), ({"x" * 101: 0.5}, "at most 100 characters")):
+        outcome = answer(updating(metrics=metrics))
+        assert isinstance(outcome, ClientFailure) and told in outcome.message
+    few = dict(list(many.items())[1:]) | {"metric 1": 0.5}
+    assert len(few) == 100 and isinstance(answer(updating(metrics=few)), ClientUpdate)
+    assert isinstance(answer(updating(metrics={"x" * 100: 0.5})), ClientUpdate)
+
+
 @pytest.mark.parametrize("wrong", [{"client": 0}, {"seconds": "long"}, {"extra": 1}, {"message": None}], ids=str)
 def test_a_failure_is_told_of_the_client_that_was_asked(wrong):
     facts = {"client": 1, "error": "Boom", "message": "no\nmore", "seconds": 0.5} | wrong

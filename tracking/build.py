@@ -15,6 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from tracking.errors import UsageError
+from tracking.extras import installed_by
 
 ROOTS = (
     "datamodules",
@@ -96,7 +97,7 @@ def _imported(module_name: str, target: str) -> Any:
         missing = error.name or ""
         if module_name == missing or module_name.startswith(f"{missing}."):
             raise UsageError(f"_target_ {target!r} does not exist: there is no module {missing}") from error
-        raise UsageError(f"_target_ {target!r} needs the package {missing!r}: install it") from error
+        raise UsageError(f"_target_ {target!r} needs the package {missing!r}: {installed_by(missing)}") from error
 
 
 def _check_arguments(name: str, target: Callable, arguments: dict[str, Any], partial: bool) -> None:

@@ -23,6 +23,7 @@ from omegaconf.errors import (
 
 from tracking import processes
 from tracking.errors import UsageError
+from tracking.extras import installed_by
 
 Task = Callable[[DictConfig], dict[str, Any]]
 
@@ -127,4 +128,6 @@ def one_line(error: Exception) -> str:
         text = text.split("\n")[0]  # below stand the node's path again and the type of its container
     # Hydra shows where it looked; the options it found before that are the help.
     text = text.split("Config search path:")[0]
+    if "Could not load 'hydra/launcher/submitit" in text:  # a preset that comes with its package
+        return f"hydra/launcher=slurm needs the package 'submitit': {installed_by('submitit')}"
     return " ".join(text.split()) or type(error).__name__

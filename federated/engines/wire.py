@@ -13,6 +13,7 @@ from datamodules.errors import InputError
 from federated.client import ClientFailure, ClientTask, ClientUpdate, Outcome
 from federated.state import State
 
+METRICS, NAME = 100, 100  # of a client, and characters of a metric's name: they go to logs, records and tables
 RAW = "skelfed.little-endian"  # how our arrays are written: numpy, Flower's own way, has no bfloat16
 PAUSE = 0.2  # seconds between two looks for replies
 FOREVER = 43_200.0  # seconds, after which Flower itself forgets a message
@@ -124,6 +125,9 @@ def _checked(outcome: Outcome, client: int, samples: int) -> Outcome:
     if isinstance(outcome, ClientFailure):
         return replace(outcome, error=one_line(outcome.error), message=one_line(outcome.message))
     count, steps = outcome.num_samples, outcome.steps
+    _expect("metrics", len(outcome.metrics), f"at most {METRICS}", len(outcome.metrics) <= METRICS)
+    longest = max(map(len, outcome.metrics), default=0)
+    _expect("metrics' names", longest, f"of at most {NAME} characters", longest <= NAME)
     _expect("num_samples", count, f"{samples}", type(count) is int and count == samples)
     _expect("steps", steps, "1 or more", type(steps) is int and steps > 0)
     for name, value in outcome.metrics.items():
