@@ -113,6 +113,7 @@ def test_jobs_as_processes_even_one_that_is_killed(go, tmp_path):
     assert [path.read_text().strip() for path in tmp_path.glob("sweep/*/2.log")] == ["n: 6"]
 
 
+@pytest.mark.slow
 def test_every_launch_keeps_its_logs(go, tmp_path):
     for n in (6, 7):
         out, err = go("-m", f"n={n}", "hydra/launcher=processes").communicate(timeout=60)
@@ -123,9 +124,8 @@ def test_every_launch_keeps_its_logs(go, tmp_path):
 
 FOUR_GPUS = """
 import sys
-if "-m" in sys.argv:
-    import torch
-    torch.cuda.device_count = lambda: 4
+from types import SimpleNamespace
+sys.modules["torch"] = SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 4))
 """
 SEEN = """
 import json, os, time
@@ -185,6 +185,7 @@ def test_gpus_that_the_user_chose_are_kept_to(seen, monkeypatch):
     assert {gpus for *_, gpus, _ in seen("hydra.launcher.gpus=2", jobs=2)} == {"5,GPU-7a", "6,9"}
 
 
+@pytest.mark.slow
 def test_gpus_named_by_number_are_waited_for_and_stay_numbered(seen):
     """`trainer.devices=[3]` counts what the job sees."""
     jobs = seen("trainer.devices=[3]", jobs=2)
@@ -197,6 +198,7 @@ def test_no_gpu_is_kept_where_none_is_asked_for(seen, free):
     assert [gpus for *_, gpus, _ in jobs] == [None, None]
 
 
+@pytest.mark.slow
 def test_jobs_share_the_cores_unless_the_user_says_how_many_threads(seen, monkeypatch):
     share = str(max(1, len(os.sched_getaffinity(0)) // 2))
     assert [threads for *_, threads in seen(jobs=2, at_once=2)] == [share, share]
