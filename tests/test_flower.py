@@ -258,34 +258,6 @@ def test_bytes_that_are_not_there_are_no_tensor():
         travels.from_record(record)
 
 
-def site(number: int, **other: str) -> ClientApp:
-    agreed = {"settings": "s" * 64, "data": "d" * 64, "base_model": ""} | other
-    return flower.client_app(lambda message, context: flower.Site(toy_client()[2], number, **agreed))
-
-
-def test_nodes_are_met_and_must_agree():
-    header = {"run": ConfigRecord({"overrides": ["a=b"]})}
-    ours = 2, {"settings": "s" * 64, "data": "d" * 64, "base_model": ""}
-    flower.check(flower.meet(nodes(site(1), site(0)), 2, header), *ours)
-    with pytest.raises(InputError, match=r"clients 0 to 1, found \[1, 1\]; give each its number"):
-        flower.check(flower.meet(nodes(site(1), site(1)), 2, header), *ours)
-    with pytest.raises(InputError, match="expected 3 nodes, one a client of the partition, found 2: set nodes=3"):
-        flower.check(flower.meet(nodes(site(0), site(1)), 2, header), 3, ours[1])
-    for name in ("settings", "data", "base_model"):
-        sites = flower.meet(nodes(site(0), site(1, **{name: "other"})), 2, header)
-        with pytest.raises(InputError, match=f"the server's {name}, found another at client 1"):
-            flower.check(sites, *ours)
-    with pytest.raises(InputError, match="expected 3 nodes, found 2 after 0 s; start them"):
-        flower.meet(nodes(site(0), site(1)), 3, header, wait=0.0)
-    for told in ({}, {"site": ConfigRecord({"number": "1"})}, {"site": ConfigRecord({"number": 1, "settings": 3})}):
-        strange = answering(lambda message, told=told: Message(RecordDict(dict(told)), reply_to=message))
-        with pytest.raises(InputError, match="expected number, settings, .* of a node, found"):
-            flower.meet(nodes(site(0), strange), 2, header)
-    broken = answering(lambda message: Message(Error(code=0, reason="no data here"), reply_to=message))
-    with pytest.raises(InputError, match="a node cannot take part: no data here"):
-        flower.meet(nodes(site(0), broken), 2, header)
-
-
 def test_telemetry_and_update_checks_are_off():
     """In Flower's own eyes: it reads the one when it is imported, the other whenever it would look."""
     script = "import federated.engines.flower, os; from flwr.supercore import telemetry; "
@@ -357,6 +329,13 @@ def certified(folder: Path, nodes: int) -> Guard:
     )
 
 
+def surroundings(folder: Path) -> dict[str, str]:
+    """Environment of Flower's programs."""
+    off = {"FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | off | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
 def deployed(
     overrides: list[str],
     own: list[list[str]],
@@ -373,10 +352,7 @@ def deployed(
     (folder / "config.toml").write_text(
         f'[superlink]\ndefault = "here"\n[superlink.here]\naddress = "127.0.0.1:{port}"\n{guard.run}\n'
     )
-    off = {"FLWR_HOME": str(folder), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    tools = Path(sys.executable).parent
-    path = {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment = os.environ | off | path
+    tools, environment = Path(sys.executable).parent, surroundings(folder)
     link = [*guard.link, "--host", "127.0.0.1", "--port", port, "--disable-runtime-dependency-installation"]
     with ExitStack() as services:
         services.enter_context(running(line(tools / "flower-superlink", *link), folder / "link.log", environment))

@@ -110,7 +110,7 @@ def engine():
     return flower
 
 
-def of_sites(root: Path, settings: list[str], captions: bool, numbers=(0, 1)) -> None:
+def of_sites(root: Path, settings: list[str], captions: bool, numbers=(0, 1), clients: int = 2) -> None:
     """Runs the ServerApp and a node for each of `numbers`, every one on its own folder, all in this process."""
     flower = engine()
     from flwr.app import Context, RecordDict
@@ -119,6 +119,12 @@ def of_sites(root: Path, settings: list[str], captions: bool, numbers=(0, 1)) ->
         empty = {"node_config": {}, "run_config": {}} | config
         return Context(run_id=1, node_id=number, state=RecordDict(), **empty)
 
+    class Known(flower.LocalGrid):
+        def push_messages(self, messages):
+            """No id, as from a SuperLink, for a node that is not there."""
+            (message,) = messages
+            return super().push_messages([message]) if message.metadata.dst_node_id in apps else [None]
+
     apps = {}
     for node, number in enumerate(numbers):
         own = " ".join(place(root, SEPARATE[node], captions))
@@ -126,7 +132,7 @@ def of_sites(root: Path, settings: list[str], captions: bool, numbers=(0, 1)) ->
         apps[node] = flower.client_app(flower.configured_site), told
     overrides = " ".join([*settings, AT_SITES, *place(root, "server", captions)])
     server = flower.server_app(federate.federate)
-    server(flower.LocalGrid(apps), context(9, run_config={"overrides": overrides, "nodes": len(apps)}))
+    server(Known(apps), context(9, run_config={"overrides": overrides, "nodes": clients}))
 
 
 def trained(folder: Path) -> dict[str, torch.Tensor]:
@@ -156,6 +162,30 @@ def test_two_sites_train_what_the_pooled_data_would_give(kind, request, capfd):
     for name, value in whole.metrics.items():
         if name not in ("skew", "test/knn1"):
             assert record.metrics[name] == value, name
+
+
+def test_a_run_that_is_started_again_goes_on_without_a_site_that_it_met(clips, tmp_path):
+    """The same run, the absent site a failed client of the rounds that are left; the first start needs everybody."""
+    root, settings = clips
+    settings = [*settings, f"paths.runs={tmp_path / 'runs'}", f"paths.records={tmp_path / 'records'}"]
+    settings += ["federated.rounds=2", "seed=7", "federated.engine.meet_seconds=0"]
+    with pytest.raises(InputError, match=r"expected clients 0 to 1, found \[0\]: nobody is client 1: start its node"):
+        of_sites(root, settings, captions=False, numbers=(0,))
+    commit = Ledger.commit
+
+    def first_round(ledger: Ledger, progress) -> None:
+        commit(ledger, progress)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Ledger, "commit", first_round)
+        of_sites(root, settings, captions=False)
+    of_sites(root, settings, captions=False, numbers=(0,))
+    (record,) = records.find(tmp_path / "records")
+    (ledger,) = tmp_path.glob("runs/*/ledger.safetensors")
+    told = Ledger(ledger, record.key).resume().records
+    assert [["error" in outcome for outcome in one["outcomes"]] for one in told] == [[False, False], [False, True]]
+    assert [site["samples"] for site in record.data["sites"]] == [30, 30]
 
 
 def test_a_server_without_training_clips_measures_among_its_test_clips(clips):

@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 from hydra import compose, initialize_config_dir
@@ -24,10 +26,13 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.errors import InputError
 from federated.client import Client, ClientFailure, ClientTask, Outcome
 from federated.engines.base import Engine
+from federated.engines.meeting import AGREED, FACTS, ChangedError, Roster, check, held, holdings
 from federated.engines.secure import Masking, SecureFlower, is_masked, masked, masking
 from federated.engines.wire import (
     FOREVER,
     PAUSE,
+    Header,
+    headless,
     not_answered,
     not_sent,
     one_line,
@@ -39,17 +44,15 @@ from federated.engines.wire import (
     trusted,
 )
 from federated.making import make_resident, make_workload
-from federated.sites import Holding, Own, Sited, at_sites, discreetly
+from federated.sites import Own, Sited, at_sites, discreetly
 from federated.state import num_bytes
 from federated.workloads.base import Workload
 from tracking import identity
 from tracking.build import factory
 from tracking.doors import CONF, summary
 
-WAIT = 600.0  # seconds to wait for the nodes
 EVERYBODY = 2**31  # places: as many as a round has clients
 ROOM = 2  # times the bytes that were sent may come back: enough for another type of number, whose name is then told
-NAMES = ("settings", "schema", "data", "base_model")  # digests by which a node tells what it has
 
 
 # --- the engine -----------------------------------------------------------------------------------------------------
@@ -67,9 +70,9 @@ class Sent:
 class Flower:
     """Engine whose clients train on the nodes of a grid, `capacity` of them at the same time.
 
-    node: client -> id of its node. samples: how many a client holds. header: records that travel with every task.
-    reply_seconds: that a client has to answer. A node that is lost, fails, says nothing for so long or answers what no
-    client of that size would is a failed client.
+    node: client -> id of its node. samples: how many a client holds. header: client -> records that travel with its
+    tasks. reply_seconds: that a client has to answer. A node that is lost, fails, says nothing for so long or answers
+    what no client of that size would is a failed client.
     """
 
     secure = False
@@ -80,10 +83,10 @@ class Flower:
         node: Callable[[int], int],
         capacity: int,
         samples: Callable[[int], int],
-        header: Mapping[str, ConfigRecord] | None = None,
+        header: Header = headless,
         reply_seconds: float = FOREVER,
     ):
-        self._grid, self._node, self._samples, self._header = grid, node, samples, dict(header or {})
+        self._grid, self._node, self._samples, self._header = grid, node, samples, header
         self._patience = reply_seconds
         self._sent: dict[str, Sent] = {}
         self._replies: list[Message] = []
@@ -93,7 +96,7 @@ class Flower:
     def submit(self, task: ClientTask) -> None:
         """Send the task to its node; one that the SuperLink does not take is a failed client."""
         content = task_content(task)
-        content.update(self._header)
+        content.update(self._header(task.client))
         node = self._node(task.client)
         name = pushed(self._grid, Message(content, node, "train", group_id=str(task.round_number)), self._patience)
         if name is None:
@@ -159,18 +162,22 @@ def client_app(site: Callable[[Message, Context], Site]) -> ClientApp:
     @app.query()
     def describe(message: Message, context: Context) -> Message:
         own = site(message, context)
-        told = {name: getattr(own, name) for name in ("number", "samples", "miniature", *NAMES)}
+        told = {name: getattr(own, name) for name in FACTS}
         return Message(RecordDict({"site": ConfigRecord(told)}), reply_to=message)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         def own() -> tuple[Client, Masking | None]:
             found = site(message, context)
+            held(message.content, found)
             return found.client, found.masking
 
-        if is_masked(message):
-            return masked(message, context, own)
-        client, hidden = own()
+        try:
+            if is_masked(message):
+                return masked(message, context, own)
+            client, hidden = own()
+        except ChangedError as error:
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, str(error)), reply_to=message)
         if hidden is not None:
             raise InputError("secure aggregation: expected the server to ask for masked changes, found a plain request")
         return Message(outcome_content(client.run(task_of(message.content))), reply_to=message)
@@ -240,23 +247,39 @@ def server_app(run: Callable[[DictConfig, Engine, Workload, str], Any]) -> Serve
     @app.main()
     def main(grid: Grid, context: Context) -> None:
         overrides = on_flower(shlex.split(str(context.run_config["overrides"])))
-        config, header = composed(overrides), {"run": ConfigRecord({"overrides": overrides})}
+        config, common = composed(overrides), {"run": ConfigRecord({"overrides": overrides})}
         plain, count = resolved(config), int(context.run_config["nodes"])
         sited, workload = at_sites(plain), make_workload(plain)
         agreed = {"settings": settings_digest(config), "base_model": workload.base_model}
         agreed |= {"schema": workload.schema} if sited else {"data": workload.fingerprint}
-        sites = meet(grid, count, header)
-        check(sites, count if sited else len(workload.manifest["sizes"]), agreed)
+        if not sited:
+            _seated(count, len(workload.manifest["sizes"]))
+        run_of_all = identity.digest([agreed, workload.fingerprint, count])
+        memory = Path(plain["paths"]["root"]) / "meetings" / f"{run_of_all[:12]}.json"
+        roster = Roster(grid, count, common, plain["federated"]["engine"]["meet_seconds"])
+        roster.meet(None if plain["fresh"] else memory)
+        check(roster.told, agreed)
         if sited:
-            workload = Sited(workload, holdings(sites))
-        nodes, sizes = {site["number"]: node for node, site in sites.items()}, workload.manifest["sizes"]
-        engine = engine_of(plain, grid, nodes.__getitem__, len(nodes), sizes.__getitem__, header)
+            workload = Sited(workload, holdings(roster.told))
+        roster.remember(memory)
+
+        def header(client: int) -> dict[str, ConfigRecord]:
+            return common | {AGREED: ConfigRecord(agreed | {"data": roster.told[client]["data"]})}
+
+        engine = engine_of(plain, grid, roster.node, count, workload.manifest["sizes"].__getitem__, header)
         # Not this process's own command, which holds Flower's token.
         settings = f'nodes={count} overrides="{identity.shell(overrides)}"'
         command = identity.shell(["flwr", "run", "deployment", "--run-config", settings])
         print(summary(run(config, engine, workload, command)), flush=True)
 
     return app
+
+
+def _seated(nodes: int, clients: int) -> None:
+    """Raises InputError unless there is a node for every client of the partition."""
+    if nodes != clients:
+        do = f"set nodes={clients} and start as many, or take a partition into {nodes}"
+        raise InputError(f"federation: expected {clients} nodes, one a client of the partition, found {nodes}: {do}")
 
 
 def on_flower(overrides: list[str]) -> list[str]:
@@ -275,7 +298,7 @@ def engine_of(
     node: Callable[[int], int],
     capacity: int,
     samples: Callable[[int], int],
-    header: Mapping[str, ConfigRecord] | None = None,
+    header: Header = headless,
 ) -> Engine:
     """The engine of a resolved configuration on a grid, which sees every client's change or their sum alone.
 
@@ -286,56 +309,6 @@ def engine_of(
     if hidden is None:
         return Flower(grid, node, capacity, samples, header, seconds)
     return SecureFlower(grid, node, capacity, hidden, samples, header, seconds)
-
-
-def meet(grid: Grid, count: int, header: Mapping[str, ConfigRecord], wait: float = WAIT) -> dict[int, Mapping]:
-    """Wait for `count` nodes and ask each who it is: node id -> what it told."""
-    limit = time.monotonic() + wait
-    while len(nodes := list(grid.get_node_ids())) < count:
-        if time.monotonic() > limit:
-            raise InputError(f"federation: expected {count} nodes, found {len(nodes)} after {wait:.0f} s; start them")
-        time.sleep(PAUSE)
-    questions = [Message(RecordDict(dict(header)), node, "query", ttl=wait) for node in nodes]
-    sites: dict[int, Mapping] = {}
-    for reply in grid.send_and_receive(questions, timeout=wait):
-        if reply.has_error():
-            raise InputError(f"federation: a node cannot take part: {one_line(reply.error.reason)}")
-        sites[reply.metadata.src_node_id] = described(reply.content)
-    if len(sites) < count:
-        raise InputError(f"federation: expected answers of {count} nodes, found {len(sites)}; see their logs")
-    return sites
-
-
-def described(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a node told of itself; raises InputError unless that is a number and digests."""
-    told: Mapping[str, Any] = content.get("site", {})
-    if type(told.get("number")) is not int or not all(type(told.get(name)) is str for name in NAMES):
-        found = ", ".join(sorted(told))[:200] or "nothing"
-        raise InputError(f"federation: expected number, {', '.join(NAMES)} of a node, found {found}; install the same")
-    return told
-
-
-def holdings(sites: Mapping[int, Mapping]) -> list[Holding]:
-    """What each site told of its data, in the order of the clients."""
-    ordered = sorted(sites.values(), key=lambda site: site["number"])
-    return [Holding.told(site["number"], site.get("samples"), site["data"], site.get("miniature")) for site in ordered]
-
-
-def check(sites: Mapping[int, Mapping], clients: int, agreed: Mapping[str, str]) -> None:
-    """Raises InputError unless every client has one node, whose settings, data, ... are those `agreed` by name."""
-    if len(sites) != clients:
-        do = f"set nodes={clients} and start as many, or take a partition into {len(sites)}"
-        raise InputError(
-            f"federation: expected {clients} nodes, one a client of the partition, found {len(sites)}: {do}"
-        )
-    numbers = sorted(site["number"] for site in sites.values())
-    if numbers != list(range(len(sites))):
-        raise InputError(f"federation: expected clients 0 to {len(sites) - 1}, found {numbers}; give each its number")
-    for site in sites.values():
-        for name, ours in agreed.items():
-            if site[name] != ours:
-                found = f"found another at client {site['number']} ({site[name][:12]}, ours {ours[:12]})"
-                raise InputError(f"federation: expected the server's {name}, {found}; install and prepare the same")
 
 
 # --- both in this process -------------------------------------------------------------------------------------------
@@ -406,10 +379,12 @@ class Nodes(dict):
 
 
 @factory
-def simulated(config: Mapping[str, Any], client: Client, reply_seconds: float = FOREVER) -> Engine:
+def simulated(
+    config: Mapping[str, Any], client: Client, reply_seconds: float = FOREVER, meet_seconds: float = FOREVER
+) -> Engine:
     """Flower's messages and apps around the one resident client, without a network or other processes.
 
-    reply_seconds: that a client has to answer; one after the other they always do.
+    reply_seconds, meet_seconds: that clients have to answer and to come; here they are there and always do.
     """
     hidden = masking(config)
     site = Site(client, 0, "", "", "", hidden)

@@ -31,6 +31,8 @@ from federated.client import Client, ClientFailure, ClientTask, ClientUpdate, Ou
 from federated.engines.wire import (
     FOREVER,
     PAUSE,
+    Header,
+    headless,
     not_answered,
     not_sent,
     one_line,
@@ -201,10 +203,10 @@ class SecureFlower:
         capacity: int,
         hidden: Masking,
         samples: Callable[[int], int],
-        header: Mapping[str, ConfigRecord] | None = None,
+        header: Header = headless,
         reply_seconds: float = FOREVER,
     ):
-        self._grid, self._node, self._header = grid, node, dict(header or {})
+        self._grid, self._node, self._header = grid, node, header
         self._hidden, self._samples, self._patience = hidden, samples, reply_seconds
         self._tasks: list[ClientTask] = []
         self._outcomes: list[Outcome] = []
@@ -232,8 +234,9 @@ class SecureFlower:
         if len(tasks) > MOST:
             found = f"found {len(tasks)}, whose sum would wrap: set federated.per_round={MOST} or lower"
             raise InputError(f"secure aggregation: expected at most {MOST} clients a round, {found}")
-        results, lost, trouble = self._protocol(tasks)
-        back = {task.client: result for task in tasks if (result := results.get(self._node(task.client)))}
+        nodes = {task.client: self._node(task.client) for task in tasks}  # of the whole round: a new one has no keys
+        results, lost, trouble = self._protocol(tasks, nodes)
+        back = {task.client: result for task in tasks if (result := results.get(nodes[task.client]))}
         outcomes: list[Outcome] = []
         for task in tasks:
             if task.client in back:
@@ -251,15 +254,17 @@ class SecureFlower:
             lambda: _update(task, result, samples if self._hidden.weighted else 1), task.client, samples, 0.0
         )
 
-    def _protocol(self, tasks: list[ClientTask]) -> tuple[dict[int, FitRes], dict[int, str], str]:
-        """Run the four stages.
+    def _protocol(
+        self, tasks: list[ClientTask], nodes: Mapping[int, int]
+    ) -> tuple[dict[int, FitRes], dict[int, str], str]:
+        """Run the four stages; nodes: client -> node.
 
         Returns what the nodes sent in the clear, by node, with the mean as the arrays of each, and nothing where it
         cannot be read; why clients were lost, by client; and, in one line, why the sum cannot be read if so.
         """
-        contents = {self._node(task.client): task_content(task) for task in tasks}
-        for content in contents.values():
-            content.update(self._header)
+        contents = {nodes[task.client]: task_content(task) for task in tasks}
+        for client, node in nodes.items():
+            contents[node].update(self._header(client))
         weights = [self._samples(task.client) if self._hidden.weighted else 1 for task in tasks]
         workflow = SecAggPlusWorkflow(
             num_shares=1.0,
@@ -286,7 +291,7 @@ class SecureFlower:
             raise
         except Exception as error:  # a node may send anything
             broken = f"a reply broke the protocol: {type(error).__name__}: {error}"
-        lost = {task.client: reason for task in tasks if (reason := stages.lost.get(self._node(task.client)))}
+        lost = {task.client: reason for task in tasks if (reason := stages.lost.get(nodes[task.client]))}
         gone = "; ".join(f"client {client}: {reason}" for client, reason in lost.items())
         few = f"expected {state.threshold} of {len(tasks)} clients to stay to the end, lost {len(lost)}: {gone}"
         return {} if broken else legacy.results, lost, one_line(broken or few)

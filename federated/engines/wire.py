@@ -19,6 +19,8 @@ PAUSE = 0.2  # seconds between two looks for replies
 FOREVER = 43_200.0  # seconds, after which Flower itself forgets a message
 GRACE = 60.0  # seconds that Flower keeps a message longer than we wait, so that it is we who tell what happened
 
+Header = Callable[[int], Mapping[str, ConfigRecord]]  # client -> records that travel with its tasks
+
 
 def to_record(state: State) -> ArrayRecord:
     """A state for the wire, bit by bit, whatever its types."""
@@ -88,6 +90,11 @@ def outcome_of(content: Mapping[str, Any], limit: float = math.inf) -> Outcome:
         return ClientFailure(**content["failure"])
     state = from_record(content["state"], limit)
     return ClientUpdate(state=state, metrics=dict(content["metrics"]), **content["update"])
+
+
+def headless(client: int) -> dict[str, ConfigRecord]:
+    """Tasks that travel alone."""
+    return {}
 
 
 def pushed(grid: Grid, message: Message, seconds: float) -> str | None:
