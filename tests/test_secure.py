@@ -71,7 +71,7 @@ def test_the_mean_is_the_plain_one_but_for_rounding(strategy, name):
     means = []
     for orchestrator in (plain, hidden):
         begun = orchestrator._begin()
-        mean, outcomes, _ = orchestrator._train(begun, begun.shared, [0, 1, 2, 3], 1.0)
+        mean, outcomes, _ = orchestrator._train(begun, begun.shared, [0, 1, 2, 3], 1.0, None)
         assert not any("error" in outcome for outcome in outcomes)
         means.append({key: value.double() for key, value in mean.items()})
     # Every client's number is rounded by less than a step, times at most 1 / its share of the largest weight.
