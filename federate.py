@@ -21,7 +21,7 @@ from federated.engines.base import Engine
 from federated.ledger import Ledger
 from federated.making import configured_device, configured_team, make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
-from federated.privacy import COVERED
+from federated.privacy import COVERED, public
 from federated.schedule import AllClients, SampleClients
 from federated.sites import at_sites
 from federated.transport import transport
@@ -74,6 +74,12 @@ class Run:
         """The settings of the federation."""
         return self.config["federated"]
 
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Who holds what, as far as the run tells it."""
+        whole = self.workload.manifest
+        return public(whole) if self.federated["privacy"] else whole
+
     def record(self, **facts) -> records.Record:
         """A record of a result on this run's data, to which `facts` adds what was measured."""
         data, workload = self.config["data"], self.workload
@@ -87,7 +93,7 @@ class Run:
                 "split": data["split"],
                 "counts": dict(workload.counts),
                 **({"base_model": workload.base_model} if workload.base_model else {}),
-                **{name: workload.manifest[name] for name in ("server", "sites") if name in workload.manifest},
+                **{name: self.manifest[name] for name in ("server", "sites") if name in self.manifest},
             },
             seeds={"seed": self.config["seed"]},
             **({"command": self.command} if self.command else {}),
@@ -185,13 +191,14 @@ def made_or_found(run: Run, config: DictConfig, team: Team, engine: Engine | Non
     with team.in_turn():  # nobody reads the ledger before the first has set it aside
         if first:
             prepare_folder(run, config.fresh)
+            forecast(run, orchestrator)
     memory.reset_peak()
     with closing(orchestrator.engine):
         result = rounds(run, orchestrator)
     record = run.record(
         kind="federated",
         key=run.key,
-        metrics=summary(result, run.workload.manifest),
+        metrics=summary(result, run.manifest),
         curves=curves(result.records),
         cost=memory.peak(),
         seconds=result.seconds,
@@ -207,12 +214,19 @@ def prepare_folder(run: Run, fresh: bool) -> None:
     """Say who holds what, and keep it in the run's folder, an earlier run set aside if this is to be `fresh`."""
     if fresh:
         set_aside(run.folder)
-    manifest = run.workload.manifest
+    manifest = run.manifest
     sizes = manifest["sizes"]
     skew = f", skew {manifest['skew']:.2f}" if "skew" in manifest else ""
     print(f"{len(sizes)} clients by {run.federated['by']}: {sizes} samples{skew}")
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "partition.json").write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def forecast(run: Run, orchestrator: Orchestrator) -> None:
+    """Where privacy is kept, say how large its noise is beside what clients may change."""
+    if orchestrator.privacy:
+        numbers = sum(tensor.numel() for tensor in orchestrator.adapter.extract().values())
+        print(orchestrator.privacy.forecast(numbers, run.federated["per_round"] or orchestrator.clients))
 
 
 def rounds(run: Run, orchestrator: Orchestrator) -> FederatedResult:
@@ -241,7 +255,7 @@ def clients(run: Run, result: FederatedResult) -> None:
             by_client.setdefault(outcome["client"], {})[record["round"]] = client_values(outcome) | own | failed
     for client, measured in sorted(by_client.items()):
         facts = told_to_loggers(run)
-        facts["config"] |= {"client": client, "samples": run.workload.manifest["sizes"][client]}
+        facts["config"] |= {"client": client, "samples": run.manifest["sizes"][client]}
         facts |= {"tags": [*facts["tags"], f"client {client}"], "name": f"{facts['experiment']} client {client}"}
         key, folder = identity.digest([run.key, "client", client]), run.folder / "clients" / str(client)
         with loggers.make(folder, key=key, job_type="client", **facts) as sinks:

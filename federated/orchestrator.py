@@ -211,7 +211,11 @@ class Orchestrator:
     def _told(self, outcome: Outcome) -> dict:
         """What the record says of a client: under privacy nothing that it measured on its own data, or may quote."""
         if self.privacy:
-            outcome = outcome.discreet() if isinstance(outcome, ClientFailure) else replace(outcome, metrics={})
+            if isinstance(outcome, ClientFailure):
+                log.warning("client %d failed, %s: %s", outcome.client, outcome.error, outcome.message)
+                outcome = outcome.discreet()
+            else:
+                outcome = replace(outcome, metrics={})
         return {key: value for key, value in vars(outcome).items() if key != "state"}
 
     def _drift(self, progress: Progress, outcome: Outcome) -> dict[str, float]:

@@ -2,17 +2,19 @@
 
 McMahan et al., ICLR 2018, with every client chosen counted alike. The guarantee is for whoever sees what comes out of
 the run (model, ledger, scores, records), not against the server, which sees every update in the clear. Everything that
-clients learn is clipped, averaged and noised: `covered` refuses a model with tensors of another kind, and what clients
-measure on their own data is not recorded. Told as they are: which clients take part, how many samples each holds, who
-failed and why, seconds and steps of each. Epsilon is that of one run: runs on the same clients (seeds, `fresh`, tuning)
+clients learn is clipped, averaged and noised: `covered` refuses a model with tensors of another kind, what clients
+measure on their own data is not recorded, and of who holds what `public` alone is. Told as they are: which clients take
+part, how many samples each holds, fingerprints of the data, who failed with which kind of error, seconds and steps of
+each. Epsilon is that of adding or removing a client, in one run: runs on the same clients (seeds, `fresh`, tuning)
 compose.
 """
 
 import math
 import secrets
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +24,12 @@ from federated.adapter import Adapter
 from federated.state import State
 
 # Said beside every epsilon.
-COVERED = "all that this run releases of its clients but sizes, failures and times; runs on the same clients compose"
+COVERED = (
+    "a client added or removed (one replaced: the epsilon of half the noise), in all that this run releases of its "
+    "clients but sizes, fingerprints, failures and times; runs on the same clients compose"
+)
+# What is told of who holds what: neither labels nor modalities, which are the clients' data.
+PUBLIC = ("kind", "settings", "sizes", "server", "sites")
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,7 @@ class ClientLevelPrivacy:
         statistics, banks) change by what one clip does not bound, and noise makes variances negative.
         """
         keys = "take a method without federated.carry"
-        groups = "take a model without them, as SDS-CL with +method.norm_groups=8"
+        groups = "take a model without them, as SDS-CL with method.norm_groups=8"
         rule = "take a federated/strategy that averages"
         for names, kind, do in (
             (adapter.carried, "parameters carried without gradient", keys),
@@ -90,18 +97,39 @@ class ClientLevelPrivacy:
     def _noise(self, like: torch.Tensor, source: np.random.Generator) -> torch.Tensor:
         return torch.from_numpy(source.normal(0.0, 1.0, tuple(like.shape))) * (self.noise * self.clip)
 
+    def noise_norm(self, numbers: int, chosen: int) -> float:
+        """L2 norm of the noise on the mean change of a round, in clips, where the change's own is 1 at most.
+
+        numbers: trained, of one model; chosen: clients of the round.
+        """
+        return math.sqrt(numbers) * self.noise / chosen
+
+    def forecast(self, numbers: int, chosen: int) -> str:
+        """One line before the first round: the noise beside what it is added to, and what to do where it is longer."""
+        norm = self.noise_norm(numbers, chosen)
+        on = f"{numbers:,} trained numbers and {chosen} clients a round"
+        told = f"privacy: noise of norm {norm:.3g} on a mean change of at most 1, in clips, with {on}"
+        do = "train fewer numbers (LoRA pairs), ask more clients a round, or take less noise, which is a larger epsilon"
+        return told if norm <= 1 else f"{told}. WARNING: what clients learn drowns in it: {do}"
+
     def epsilon(self, rounds: Iterable[Iterable[int]]) -> float:
         """Epsilon at `delta` after rounds with these clients, for the client that took part most often.
 
         Accountant: Gaussian differential privacy (Dong, Roth, Su, JRSS-B 2022), which is exact here: n rounds of noise
-        z are one Gaussian mechanism of mu = sqrt(n) / z, adding or removing a client. No amplification by sampling:
-        the schedule of clients is public. Infinite without noise.
+        z are one Gaussian mechanism of mu = sqrt(n) / z, adding or removing a client. A client replaced by another
+        moves the sum by up to two clips: that is mu, and so the epsilon of half the noise. No amplification by
+        sampling: the schedule of clients is public. Infinite without noise.
         """
         took_part = Counter(client for chosen in rounds for client in chosen)
         most = max(took_part.values(), default=0)
         if most == 0:
             return 0.0
         return math.inf if self.noise == 0 else gaussian_epsilon(math.sqrt(most) / self.noise, self.delta)
+
+
+def public(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Of who holds what, the part that a private run tells."""
+    return {name: manifest[name] for name in PUBLIC if name in manifest}
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:

@@ -32,6 +32,17 @@ def test_a_width_that_the_groups_do_not_divide_is_refused():
             by_groups(nn.Sequential(nn.BatchNorm1d(6)), groups)
 
 
+def test_groups_of_one_number_are_refused_where_they_would_be_all_there_is():
+    """Of a vector such a group is 0 for any input; of a map it is a channel's frames and joints."""
+    vectors = nn.GroupNorm(6, 6)(torch.randn(4, 6))
+    assert vectors.abs().max() < 1e-3  # but for rounding
+    with pytest.raises(InputError, match="fewer groups than a BatchNorm1d has features, found 6 for 6 numbers"):
+        by_groups(nn.Sequential(nn.BatchNorm1d(6)), 6)
+    maps = nn.Sequential(nn.BatchNorm2d(6))
+    by_groups(maps, 6)
+    assert maps(torch.randn(4, 6, 3, 2)).abs().max() > 1
+
+
 def test_sds_cl_by_groups_keeps_nothing_of_its_batches_and_reads_every_clip_alone():
     model = module(norm_groups=4).train()
     assert not any(tensor.is_floating_point() for name, tensor in model.state_dict().items() if "running" in name)

@@ -146,3 +146,12 @@ def test_command_holds_no_location(monkeypatch):
     argv = ["/opt/bin/python", "/home/me/lab/eval.py", "-m", "raw=/data/me/nw-ucla", "target.raw=~/pku", "seed=1,2"]
     monkeypatch.setattr(sys, "orig_argv", argv)
     assert identity.command() == "python .../eval.py -m raw=.../nw-ucla target.raw=.../pku seed=1,2"
+
+
+def test_batch_norm_as_published_changes_no_key_and_groups_do():
+    method = {"_target_": "lightning_modules.sds_cl.SDSCL"}
+    keys = [
+        identity.run_key({"method": method | groups, "paths": {}}, "data")
+        for groups in ({}, {"norm_groups": None}, {"norm_groups": 8})
+    ]
+    assert keys[0] == keys[1] != keys[2]

@@ -1,22 +1,31 @@
 """Client-level privacy: the bound on one client's influence, the noise, and the accountant against an integral."""
 
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 from scipy import integrate, stats
 from toy_federation import Toy, federation, same
 
 from datamodules.errors import InputError
+from datamodules.partition import IID, manifest
 from federated.adapter import Adapter
 from federated.curves import values
 from federated.ledger import Ledger, Progress
-from federated.privacy import ClientLevelPrivacy, gaussian_delta, gaussian_epsilon
+from federated.privacy import ClientLevelPrivacy, gaussian_delta, gaussian_epsilon, public
 from federated.strategies.fedavgm import FedAvgM
 from federated.strategies.local import Local
 from federated.watch import loss_of
 from lightning_modules.group_norm import by_groups
+from tracking.build import build
+
+ROOT = Path(__file__).parents[1]
+PAGE = " ".join((ROOT / "docs" / "deployment.md").read_text().split())
 
 
 def states(seed: int, size: float = 1.0) -> dict[str, torch.Tensor]:
@@ -45,6 +54,35 @@ def test_one_client_moves_the_sum_by_no_more_than_the_clip():
     begin, rule = states(0), ClientLevelPrivacy(clip=0.7, noise=1.0)
     for size in (1e-4, 1.0, 1e6):
         assert norm(rule.bounded(states(2, size), begin)) <= 0.7 * (1 + 1e-12)
+
+
+def test_a_client_replaced_by_another_moves_it_twice_as_far():
+    """So its epsilon is that of half the noise: mu is sensitivity by noise."""
+    begin, rule = states(0), ClientLevelPrivacy(clip=0.7, noise=1.0)
+    there = rule.bounded({name: begin[name] + 9 for name in begin}, begin)
+    back = rule.bounded({name: begin[name] - 9 for name in begin}, begin)
+    assert norm({name: there[name] - back[name] for name in begin}) == pytest.approx(2 * 0.7)
+    half = ClientLevelPrivacy(clip=0.7, noise=0.5).epsilon([[0]])
+    assert half == pytest.approx(gaussian_epsilon(2.0, 1e-5)) and half > 2 * rule.epsilon([[0]])
+
+
+@pytest.mark.parametrize(("noise", "chosen"), [(2.0, 4), (0.01, 4), (2.0, 1000)])
+def test_the_noise_is_as_long_as_was_forecast(noise, chosen):
+    numbers = 10_000
+    rule = ClientLevelPrivacy(clip=0.5, noise=noise)
+    begin = {"a": torch.zeros(100, 50), "b": torch.zeros(5000)}
+    nothing = {name: tensor.double() for name, tensor in begin.items()}
+    found = norm(rule.released(nothing, chosen, begin, chosen)) / 0.5
+    assert found == pytest.approx(rule.noise_norm(numbers, chosen), rel=0.05)
+    line = rule.forecast(numbers, chosen)
+    assert f"{numbers:,} trained numbers and {chosen} clients" in line and "\n" not in line
+    assert ("WARNING" in line and "LoRA pairs" in line) == (found > 1)
+
+
+def test_of_who_holds_what_neither_labels_nor_their_skew_are_told():
+    whole = manifest(IID(2), [np.arange(2), np.arange(2, 4)], [0, 0, 1, 1])
+    assert {"label_counts", "labels", "skew", "digest"} < whole.keys()
+    assert public(whole) == {"kind": "IID", "settings": whole["settings"], "sizes": [2, 2]}
 
 
 def test_the_noise_is_gaussian_with_the_clips_spread_and_never_the_same():
@@ -157,17 +195,21 @@ def test_what_clients_measured_is_not_recorded():
     assert loss_of(private(None).run().records[0]).keys() == {"train/loss"}
 
 
-def test_what_an_error_quotes_is_not_recorded():
+@pytest.mark.parametrize("kind", [KeyError, InputError])
+def test_what_an_error_quotes_is_not_recorded(kind, caplog):
+    """Whoever wrote the code: ours names lines of files too. The server, which is trusted, has it in its log."""
     module, shown = grouped(), []
 
     def quoting(batch, batch_idx):
-        raise KeyError("patient 17")
+        raise kind("patient 17")
 
     module.training_step = quoting
     rule = ClientLevelPrivacy(0.1, 1.0)
     record = private(rule, module=module, max_failed=1.0).run(on_client=shown.append).records[0]
-    assert {outcome["error"] for outcome in record["outcomes"]} == {"KeyError"}
+    assert {outcome["error"] for outcome in record["outcomes"]} == {kind.__name__}
     assert "patient" not in str(record) + str(shown)
+    told = [entry.getMessage() for entry in caplog.records if entry.name == "federated.orchestrator"]
+    assert sum("patient 17" in line for line in told) == 4
 
 
 @pytest.mark.parametrize("local_buffers", [False, True])
@@ -200,3 +242,27 @@ def test_parameters_of_each_clients_own_cannot_be_private():
 def test_what_is_no_setting_is_refused(wrong):
     with pytest.raises(InputError, match="privacy: expected clip"):
         ClientLevelPrivacy(**({"clip": 1.0, "noise": 1.0} | wrong))
+
+
+def norms_of_sds_cl() -> list[tuple[int, int]]:
+    """Trained numbers by groups, and the noise's norm in clips with the three cameras of its preset, at either size."""
+    found = []
+    for scale in ("published", "mini"):
+        chosen = ["experiment=federated/sds_cl_by_camera", f"scale={scale}", "method.norm_groups=8"]
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            settings = compose("federate", [*chosen, "federated/privacy=client_level"])
+        plain = OmegaConf.to_container(settings, resolve=True)
+        numbers = sum(tensor.numel() for tensor in Adapter(build(plain["method"])).extract().values())
+        found.append((numbers, round(build(plain["federated"]["privacy"]).noise_norm(numbers, 3))))
+    return found
+
+
+def test_the_page_tells_how_the_noise_grows_with_the_model():
+    (numbers, norm), (few, shorter) = norms_of_sds_cl()
+    assert f"d is {numbers:,} at published size and the noise {norm} times the longest change" in PAGE
+    assert f"{few:,} and {shorter} times with `scale=mini`" in PAGE
+    told = re.search(r"epsilon would be above ([\d,]+) and above ([\d,]+) for one round", PAGE)
+    for d, least in zip((numbers, few), told.groups(), strict=True):
+        as_long = ClientLevelPrivacy(clip=1.0, noise=3 / math.sqrt(d))
+        assert as_long.noise_norm(d, 3) == pytest.approx(1)
+        assert int(least.replace(",", "")) < as_long.epsilon([[0, 1, 2]])

@@ -12,7 +12,7 @@ import torch
 import toy_mllm
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from toy_federation import Toy, federation, same
+from toy_federation import Toy, elsewhere, federation, same
 
 import federate
 import prepare
@@ -22,6 +22,7 @@ from datamodules.miniature import memes, skeletons
 from datamodules.miniature.folder import MARK
 from federated.client import ClientTask
 from federated.ledger import Ledger
+from federated.privacy import ClientLevelPrivacy
 from federated.sites import Elsewhere, Holding, Own, Sited
 from lightning_modules.evaluation.knn import nearest_other
 from tracking import records
@@ -186,6 +187,31 @@ def test_a_run_that_is_started_again_goes_on_without_a_site_that_it_met(clips, t
     told = Ledger(ledger, record.key).resume().records
     assert [["error" in outcome for outcome in one["outcomes"]] for one in told] == [[False, False], [False, True]]
     assert [site["samples"] for site in record.data["sites"]] == [30, 30]
+
+
+AS_EVER = {
+    "int8": ["federated.transport=int8"],
+    "FedAdam": ["federated/strategy=fedadam"],
+    "FedProx": ["federated.terms=[{_target_:federated.terms.FedProx,mu:0.1}]"],
+    "client_level": ["federated/privacy=client_level", "federated.privacy.clip=0.05", "method.norm_groups=4"],
+}
+
+
+@pytest.mark.parametrize("name", AS_EVER)
+def test_transports_server_rules_terms_and_privacy_are_as_ever_at_sites(name, clips, tmp_path, monkeypatch):
+    """Bit by bit those of the pooled data in one process, and none of them what FedAvg gives; noise is made known."""
+    monkeypatch.setattr(ClientLevelPrivacy, "_noise", lambda rule, like, source: torch.full_like(like, 1e-3))
+    root, settings = clips
+    chosen = [*settings, *AS_EVER[name]]
+    federate.federate(config([*chosen, *pooled(root, False), *elsewhere(tmp_path / "pooled")]))
+    of_sites(root, [*chosen, *elsewhere(tmp_path / "sites")], captions=False)
+    assert same(trained(tmp_path / "pooled"), trained(tmp_path / "sites"))
+    (record,), (whole,) = (records.find(tmp_path / kind / "records") for kind in ("sites", "pooled"))
+    assert record.metrics["failed"] == 0 and record.metrics.get("epsilon") == whole.metrics.get("epsilon")
+    assert record.metrics["bytes_up"] == whole.metrics["bytes_up"]
+    assert ("epsilon" in record.metrics) == (name == "client_level")
+    federate.federate(config([*settings, *pooled(root, False), *elsewhere(tmp_path / "plain")]))
+    assert not same(trained(tmp_path / "plain"), trained(tmp_path / "sites"))
 
 
 def test_a_server_without_training_clips_measures_among_its_test_clips(clips):

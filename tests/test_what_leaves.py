@@ -11,6 +11,7 @@ from flwr.common.serde import message_to_proto
 from test_secure import settings
 
 import federate
+from datamodules.errors import InputError
 from federated.adapter import Adapter
 from federated.client import Client
 from federated.data import PartitionedData
@@ -66,18 +67,23 @@ def test_a_reply_holds_trained_tensors_and_four_facts_and_the_loss(heard):
 
 
 class Quoting(Toy):
-    """Other code's errors quote what they stumble over."""
+    """Errors quote what they stumble over."""
+
+    kind: type[Exception] = KeyError
 
     def training_step(self, batch, batch_idx):
-        raise KeyError(f"{SECRET}: {batch[0][0].tolist()}")
+        raise self.kind(f"{SECRET}: {batch[0][0].tolist()}")
 
 
 @pytest.mark.parametrize("config", [{}, settings()], ids=["in the clear", "masked"])
-def test_an_error_that_quotes_a_sample_is_told_without_it(heard, config, caplog):
-    (record,) = toy(Quoting(), config).run().records
+@pytest.mark.parametrize("kind", [KeyError, InputError], ids=["of other code", "ours"])
+def test_an_error_that_quotes_a_sample_is_told_without_it(heard, config, kind, caplog):
+    module = Quoting()
+    module.kind = kind
+    (record,) = toy(module, config).run().records
     assert len(heard) >= 4 and all("error" in outcome for outcome in record["outcomes"])
     assert SECRET.encode() not in spread(heard) and SECRET not in str(record)
-    assert "stays in the log of the client's node" in record["outcomes"][0]["message"] and SECRET in caplog.text
+    assert "stays in the log of where it happened" in record["outcomes"][0]["message"] and SECRET in caplog.text
 
 
 def test_no_text_and_no_picture_of_a_meme_leaves_its_client(heard, tmp_path):

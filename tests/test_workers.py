@@ -20,6 +20,8 @@ from federated.data import PartitionedData
 from federated.engines import workers as engine_module
 from federated.engines.workers import Workers, configured
 from federated.ledger import Ledger
+from federated.privacy import ClientLevelPrivacy
+from lightning_modules.group_norm import by_groups
 
 root = door_tests.root
 
@@ -58,6 +60,21 @@ class Changing(Toy):
             self.net[0].weight.add_(1)
 
 
+class Grouped(Toy):
+    """Without batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        by_groups(self, 4)
+
+
+class Known(ClientLevelPrivacy):
+    """With noise that everybody knows."""
+
+    def _noise(self, like, source):
+        return torch.full_like(like, 1e-3)
+
+
 def client(kind, device: str) -> Client:
     module = kind()
     data = PartitionedData(dataset(), shares(4), batch_size=8)
@@ -88,6 +105,16 @@ def test_the_bytes_of_the_sequential_engine(workers):
         for record in alone.records + together.records
     ]
     assert told[:2] == told[2:]
+
+
+@pytest.mark.slow
+def test_private_clients_train_the_same_bytes(workers):
+    rule = Known(clip=0.1, noise=1.0)
+    alone = federation(module=Grouped(), rounds=2, privacy=rule).run()
+    together = federation(module=Grouped(), rounds=2, privacy=rule, engine=workers(Grouped)).run()
+    assert same(alone.models["global"], together.models["global"])
+    assert alone.records[1]["epsilon"] == together.records[1]["epsilon"] > 0
+    assert all(outcome["metrics"] == {} for record in together.records for outcome in record["outcomes"])
 
 
 @pytest.mark.slow

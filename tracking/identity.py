@@ -46,6 +46,7 @@ LEFT_OUT_AT: dict[str, Any] = {
     "federated.transport": "exact",
     "federated.partition.shuffle": True,
     "shares.shuffle": True,
+    "method.norm_groups": None,
 }
 
 PACKAGES = (

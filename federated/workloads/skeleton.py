@@ -84,16 +84,21 @@ class Skeletons:
     def evaluate(self, module: SkeletonModule) -> Metrics:
         """Cosine 1-NN accuracy in per cent on frozen embeddings of all clips, as protocol=knn measures it.
 
-        Without training clips (a server of sites) each test clip's nearest among the others, which is another measure
-        and bears another name: they may be of the same performer.
+        Without training clips (a server of sites), or where they are private clients', each test clip's nearest among
+        the others, which is another measure and bears another name: they may be of the same performer.
         """
         test = self._embedded(module, "test")
-        if not self.counts["train"]:
+        if self._clients_clips_are_private or not self.counts["train"]:
             nearest = nearest_other(test.vectors, "cosine")
             return {"test/knn1_leave_one_out": _agreement(test.labels[nearest], test.labels)}
         train = self._embedded(module, "train")
         nearest = neighbours(train.vectors, test.vectors, 1, "cosine")[:, 0]
         return {"test/knn1": _agreement(train.labels[nearest], test.labels)}
+
+    @property
+    def _clients_clips_are_private(self) -> bool:
+        """Neighbours among them would be released without noise. A server of sites has training clips of its own."""
+        return self._config["federated"]["privacy"] is not None and not at_sites(self._config)
 
     def _embedded(self, module: SkeletonModule, side: str) -> Embedding:
         return embed(module.eval().embed, self.data.ordered(side), module.device, f"k-NN, {side}")
