@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from goldens import error, errors, read
+from goldens import error, errors, read, repeated
 from torch import Tensor, nn
 
 from datamodules.topology import NTU25
@@ -40,30 +40,35 @@ def all_compared(
     return errors(found, golden)
 
 
-def ctr_gcn_errors() -> dict[str, float]:
+def ctr_gcn_errors(times: int = 1) -> dict[str, float]:
+    """times: the batch is given so often over."""
     golden = read("ctr_gcn")
-    found = {"out/initial_graph": ctr_gcn.normalised_graph(NTU25).double()}
+    graph = ctr_gcn.normalised_graph(NTU25).double()
+    found = {"out/initial_graph": graph.repeat(times, 1, 1)}
     for mode in ("eval", "train"):
         network = CTRGCN("ntu25", width=12).double().train(mode == "train")
         load(network, golden)
-        found[f"out/{mode}"] = network(torch.from_numpy(golden["in/x"]).double())
-    return all_compared(found, golden)
+        found[f"out/{mode}"] = network(torch.from_numpy(golden["in/x"]).double().repeat(times, 1, 1, 1, 1))
+    return all_compared(found, repeated(golden, times))
 
 
-def encoder_errors() -> dict[str, float]:
-    """In float64: a number before a ReLU is 1e-8, in float32 the number of threads moves a gradient by 1.5e-4."""
+def encoder_errors(times: int = 1) -> dict[str, float]:
+    """In float64: a number before a ReLU is 1e-8, in float32 the number of threads moves a gradient by 1.5e-4.
+
+    times: the batch is given so often over, its loss the mean of the copies'.
+    """
     golden, found = read("a2mc_encoder"), {}
     for mode in ("eval", "train"):
         encoder = HierarchicalEncoder("ntu25", width=8, token_width=16, heads=2, dropout=0.0)
         network = ProjectedEncoder(encoder, dim=8).double().train(mode == "train")
         load(network, golden)
-        features = network.encoder(torch.from_numpy(golden["in/x"]).double())
+        features = network.encoder(torch.from_numpy(golden["in/x"]).double().repeat(times, 1, 1, 1, 1))
         projections = network.projections(*features)
         found |= {f"out/{mode}/v_{level}": v for level, v in zip(LEVELS[:2], features, strict=True)}
         found |= {f"out/{mode}/z_{level}": z for level, z in zip(LEVELS, projections, strict=True)}
-    torch.stack([z.square().sum() for z in projections]).sum().backward()
+    (torch.stack([z.square().sum() for z in projections]).sum() / times).backward()
     gradients = {f"grad/{name}": parameter.grad for name, parameter in network.named_parameters()}
-    return all_compared(found | {name: g for name, g in gradients.items() if name in golden}, golden)
+    return all_compared(found | {name: g for name, g in gradients.items() if name in golden}, repeated(golden, times))
 
 
 def mixing_errors() -> dict[str, float]:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from goldens import errors, read
+from goldens import errors, read, repeated
 from torch import Tensor
 
 from datamodules.batch import collate
@@ -11,7 +11,7 @@ from datamodules.transforms.temporal import drop_empty
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.released_checkpoints import SDS_CL, released_name, translate
 from lightning_modules.schedules import Constant
-from lightning_modules.sds_cl import SDSCL
+from lightning_modules.sds_cl import SDSCL, Squeezed
 
 LAYERS = [[8, 8, 4, 1], [8, 16, 4, 2], [16, 16, 8, 1]]
 # goldens -> switches of the encoder that they were made with
@@ -30,12 +30,17 @@ def build(name: str, golden: dict[str, np.ndarray]) -> SDSCL:
     return module
 
 
-def outputs(module: SDSCL, golden: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Features, loss terms and logits by their golden name, from one forward pass in the mode the module is in."""
-    streams = torch.from_numpy(golden["in/joint"]), torch.from_numpy(golden["in/motion"])
+def outputs(module: SDSCL, golden: dict[str, np.ndarray], times: int = 1) -> dict[str, Tensor]:
+    """Features, loss terms and logits by their golden name, from one forward pass in the mode the module is in.
+
+    times: the batch is given so often over. Every copy is contrasted by itself, the loss terms are their means.
+    """
+    streams = [torch.from_numpy(golden[f"in/{name}"]).repeat(times, 1, 1, 1, 1) for name in ("joint", "motion")]
     classifier = (torch.from_numpy(golden[f"state/fc.{part}"]) for part in ("weight", "bias"))
     views = module.views(*streams)
-    found = module.terms(*views)
+    copies = zip(*(zip(*(part.chunk(times) for part in view), strict=True) for view in views), strict=True)
+    each = [module.terms(Squeezed(*joint), Squeezed(*motion)) for joint, motion in copies]
+    found = {name: torch.stack([terms[name] for terms in each]).mean() for name in each[0]}
     found["total"] = torch.stack(list(found.values())).sum()
     for stream, view in zip(("joint", "motion"), views, strict=True):
         found[f"{stream}_intra_temporal"], found[f"{stream}_inter_temporal"] = view.intra_joints, view.inter_joints
@@ -47,19 +52,19 @@ def outputs(module: SDSCL, golden: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return found
 
 
-def compare(name: str) -> dict[str, float]:
-    """Error of every feature, loss and gradient of the golden `name`."""
+def compare(name: str, times: int = 1) -> dict[str, float]:
+    """Error of every feature, loss and gradient of the golden `name`, its batch given so many times over."""
     golden = read(name)
     module = build(name, golden)
-    found = {f"out/eval/{key}": value for key, value in outputs(module.eval(), golden).items()}
-    trained = outputs(module.train(), golden)
+    found = {f"out/eval/{key}": value for key, value in outputs(module.eval(), golden, times).items()}
+    trained = outputs(module.train(), golden, times)
     found |= {f"out/train/{key}": value for key, value in trained.items()}
     trained["total"].backward()
     gradients = {f"grad/{released_name(key, SDS_CL.names)}": p.grad for key, p in module.named_parameters()}
     found |= {key: value for key, value in gradients.items() if key in golden}
     missed = {key for key in golden if key.startswith(("out/", "grad/"))} - found.keys()
     assert not missed, f"golden values that are not compared: {missed}"
-    return errors(found, golden)
+    return errors(found, repeated(golden, times))
 
 
 def keys_of(frames: np.ndarray, length: int, count: int) -> Tensor:

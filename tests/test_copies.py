@@ -4,6 +4,9 @@ from functools import partial
 
 import pytest
 import torch
+from goldens import BOUND
+from goldens_a2mc import ctr_gcn_errors, encoder_errors
+from goldens_sds_cl import compare
 from torch import Tensor, nn
 
 from datamodules.batch import SkeletonBatch
@@ -181,6 +184,32 @@ def test_a_training_step_is_that_of_all_bodies(name):
     every = 2 * 2 * sum(len(part.labels) for part in (made().values() if name == "psp" else [made()]))
     absent = 2 * (5 if name == "psp" else 3)
     assert seen == [every - absent + 1]
+
+
+# Of the golden batches, each of one clip with an absent second body, given twice over: rows computed, rows counted.
+TWICE = {
+    "sds_cl": (partial(compare, "sds_cl"), {(21, 24), (11, 12)}),  # encoder on both streams, SIIA on either
+    "sds_cl_temporal": (partial(compare, "sds_cl_temporal"), {(21, 24), (11, 12)}),
+    "a2mc_encoder": (encoder_errors, {(11, 12)}),
+    "ctr_gcn": (ctr_gcn_errors, {(7, 8)}),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_absent_bodies_computed_once_give_every_number_of_the_released_code(name, monkeypatch):
+    """Batch statistics of a batch given twice over are those of the batch, so that features, losses of either copy
+    and gradients are the released ones: which hold no multiplicity of ours."""
+    errors, expected = TWICE[name]
+    seen, original = set(), CountedBatchNorm2d.forward
+
+    def watched(norm: CountedBatchNorm2d, x: Tensor) -> Tensor:
+        seen.add((norm.training, len(x), len(x) if norm.copies is None else int(norm.copies.sum())))
+        return original(norm, x)
+
+    monkeypatch.setattr(CountedBatchNorm2d, "forward", watched)
+    found = errors(times=2)
+    assert max(found.values()) < BOUND, max(found.items(), key=lambda item: item[1])
+    assert seen == {(training, *rows) for training in (True, False) for rows in expected}
 
 
 def hierarchical(absent_once: bool, clips: Tensor) -> tuple[nn.Module, Tensor]:
