@@ -11,9 +11,10 @@ from toys import ToyMethod, toy_data, write_toy_stores
 from datamodules.errors import InputError
 from lightning_modules.evaluation.embedding import Embedding, cached, coordinates, embed
 from lightning_modules.evaluation.fusion import fused
-from lightning_modules.evaluation.knn import KNN, nearest_of_class, neighbours, vote
+from lightning_modules.evaluation.knn import KNN, neighbours, vote
 from lightning_modules.evaluation.linear import LinearProbe, standardise
 from lightning_modules.evaluation.measured import confusion, top1
+from lightning_modules.evaluation.ranking import led, nearest, nearest_of_class
 from lightning_modules.evaluation.subject import Subject
 from lightning_modules.schedules import StepDecay
 
@@ -103,6 +104,22 @@ def test_scores_of_nearest_neighbours_leave_out_classes_without_a_clip():
         pytest.approx([0.9, -torch.inf, 0.5, -torch.inf]),
         pytest.approx([-0.4, -torch.inf, -0.2, -torch.inf]),
     ]
+
+
+def test_equal_neighbours_come_in_the_order_of_their_rows():
+    source = torch.Generator().manual_seed(0)
+    similarity = torch.randint(0, 6, (40, 60), generator=source).float()
+    similarity[0], similarity[1, 50:] = 1, 9
+    for k in (1, 7, 60):
+        expected = np.argsort(-similarity.numpy(), axis=1, kind="stable")[:, :k]
+        assert nearest(similarity, k).tolist() == expected.tolist()
+
+
+def test_the_largest_score_is_that_of_the_nearest_clip_where_classes_tie():
+    scores = torch.tensor([[0.5, 0.9, 0.9], [0.5, 0.2, -torch.inf], [1.0, 1.0, 1.0]])
+    found = led(scores, torch.tensor([2, 0, 1]))
+    assert found.argmax(1).tolist() == [2, 0, 1] and torch.equal(found[1], scores[1])
+    torch.testing.assert_close(found, scores, rtol=2e-7, atol=0)
 
 
 def scored(*rows: list[float], labels=(0, 1, 2)) -> Embedding:

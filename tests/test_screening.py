@@ -8,7 +8,7 @@ import torch
 
 from lightning_modules.evaluation import knn, screening
 from lightning_modules.evaluation.embedding import Embedding
-from lightning_modules.evaluation.knn import KNN, comparable
+from lightning_modules.evaluation.knn import KNN, comparable, directed
 from lightning_modules.evaluation.screening import BLOCK, Screen, blocks, rounded
 
 CLASSES = 7  # the last has no clip
@@ -37,20 +37,21 @@ def slowly(train: Embedding, queries: torch.Tensor, metric: str, k: int) -> tupl
         else:
             similar = rows @ query - (rows**2).sum(1) / 2
         all_similar.append(similar)
-        nearest.append(np.argsort(-similar)[:k])
+        nearest.append(np.argsort(-similar, kind="stable")[:k])
         scores.append([similar[labels == c].max() if (labels == c).any() else -np.inf for c in range(CLASSES)])
     return np.array(nearest), np.array(scores), np.array(all_similar)
 
 
 def screen_of(train: Embedding, queries: torch.Tensor, metric: str) -> tuple[Screen, torch.Tensor]:
-    rows, queries, offset = comparable(train.vectors, queries, metric)
-    return Screen(rows, offset, train.labels, CLASSES), queries
+    rows, offset = comparable(train.vectors, metric)
+    return Screen(rows, offset, train.labels, CLASSES), directed(queries, metric)
 
 
 @pytest.fixture
 def small(monkeypatch):
     """Small sets leave larger shares in doubt: screened all the same."""
     monkeypatch.setattr(screening, "SPARSE", 1.0)
+    monkeypatch.setattr(screening, "GAIN", 1.0)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -130,8 +131,56 @@ def test_search_gives_the_same_screened_and_plain(metric, small, monkeypatch):
     monkeypatch.setattr(knn, "worthwhile", lambda *_: True)
     ours = KNN(metric=metric).search(train, queries, CLASSES)
     assert len(screened) == 3 and None not in screened
-    assert torch.equal(ours[0], plain[0])
+    assert torch.equal(ours[0], plain[0]) and torch.equal(ours[1].argmax(1), ours[0][:, 0])
     torch.testing.assert_close(ours[1], plain[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(params=["plain", "screened"])
+def way(request, monkeypatch, small):
+    monkeypatch.setattr(knn, "worthwhile", lambda *_: request.param == "screened")
+    monkeypatch.setattr(knn, "plainly", None if request.param == "screened" else knn.plainly)
+
+
+def test_clips_as_near_as_each_other_go_by_their_row_screened_and_plain(way):
+    """Small whole numbers: float32 is exact, so that every label and score has to be the slow search's."""
+    train, queries = features(900, 8, 24), features(200, 9, 24).vectors.round()
+    train.vectors[:] = train.vectors.round()
+    train.vectors[600:] = train.vectors[:300].flip(0)  # copies, of other labels
+    found, scores = KNN(metric="euclidean").search(train, queries, CLASSES)
+    nearest, expected, similar = slowly(train, queries, "euclidean", 20)
+    ties = (np.sort(similar)[:, -1] == np.sort(similar)[:, -2]) & (found[:, 0] != train.labels[nearest[:, 1]]).numpy()
+    assert ties.sum() > 20
+    assert found.tolist() == train.labels[nearest].tolist()
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=2e-7)  # a tie's first has the next larger number
+    assert torch.equal(scores.argmax(1), found[:, 0])
+
+
+def test_of_exact_copies_the_first_is_the_nearest_screened_and_plain(way):
+    """By cosine of numbers that float32 rounds."""
+    train, queries = features(900, 8, 256), features(200, 9, 256).vectors
+    train.vectors[450:] = train.vectors[:450].flip(0)
+    found, scores = KNN().search(train, queries, CLASSES)
+    nearest = slowly(Embedding(train.vectors[:450], train.labels[:450], train.ids[:450]), queries, "cosine", 10)[0]
+    expected = train.labels[np.stack([nearest, 899 - nearest], axis=2).reshape(200, 20)]
+    assert (expected[:, 0] != expected[:, 1]).sum() > 100
+    assert torch.equal(found, expected) and torch.equal(scores.argmax(1), found[:, 0])
+
+
+@pytest.mark.parametrize("strange", [0.0, torch.nan])
+def test_a_query_that_tells_nothing_is_compared_with_every_row_and_the_others_are_screened(strange, monkeypatch):
+    monkeypatch.setattr(screening, "SPARSE", 0.6)
+    train, queries = features(3000, 10, 512), features(100, 11, 512).vectors
+    queries[[7, 40]] = strange
+    screen, comparables = screen_of(train, queries, "cosine")
+    pairs = screen.pairs(comparables, 20)
+    assert (pairs.first.diff() == 0).nonzero()[:, 0].tolist() == [7, 40]
+    assert pairs.padded(pairs.row.float())[0].shape[1] <= 0.6 * 3000
+    plain = KNN().search(train, queries, CLASSES)
+    found, scores = screen.search(comparables, 20)
+    assert torch.equal(train.labels[found], plain[0])
+    torch.testing.assert_close(scores, plain[1], rtol=1e-5, atol=1e-6, equal_nan=True)
+    if strange == 0:
+        assert found[7].tolist() == list(range(20))
 
 
 @pytest.mark.parametrize("strange", ["equal", "not finite"])
@@ -140,7 +189,7 @@ def test_where_nothing_can_be_left_out_the_plain_search_answers(strange, monkeyp
     if strange == "equal":
         train.vectors[:] = train.vectors[:1].clone()
     else:
-        queries[40:50] = torch.nan
+        train.vectors[400:410] = torch.nan
     plain = KNN().search(train, queries, CLASSES)
     tried = []
     search = Screen.search
@@ -149,6 +198,7 @@ def test_where_nothing_can_be_left_out_the_plain_search_answers(strange, monkeyp
     monkeypatch.setattr(knn, "CHUNK", 100)
     ours = KNN().search(train, queries, CLASSES)
     assert tried == [None]
+    assert torch.equal(ours[0], plain[0])
     torch.testing.assert_close(ours[1], plain[1], rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
@@ -159,5 +209,8 @@ def test_only_large_searches_in_float32_are_screened(monkeypatch):
     assert screening.worthwhile(train, queries)
     assert not screening.worthwhile(train[:1020], queries[:464])
     assert not screening.worthwhile(train.double(), queries.double()[:1])
+    widest = row.expand(40_091, 133_144)  # 127 * 127 * 133,144 is the last product of 31 bits
+    assert screening.worthwhile(widest, row.expand(16_487, 133_144))
+    assert not screening.worthwhile(row.expand(40_091, 133_145), row.expand(16_487, 133_145))
     monkeypatch.setattr(screening, "fast", lambda: False)
     assert not screening.worthwhile(train, queries)

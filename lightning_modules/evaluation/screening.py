@@ -1,8 +1,8 @@
 """Nearest neighbours among many: similarities screened in 8 bits, those that could matter computed in float32.
 
 Products of 8 bits are exact integers and, where the processor has them, several times as fast as those of float32.
-What the rounding of features to 8 bits can do to a similarity is bounded, so that the answer is the one of float32:
-only what cannot be among the nearest is left out.
+What the rounding of features to 8 bits can do to a similarity is bounded, so that only what cannot be among the nearest
+is left out and the answer is the one of float32, up to float32's own rounding: it is summed in another order here.
 """
 
 import math
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lightning_modules.evaluation.ranking import nearest, plainly
 
 LARGEST = 127
 BLOCK = 32  # training rows of one class that share a bound
@@ -22,7 +24,8 @@ CHANCE = 1e-18
 WIDTH = math.sqrt(math.log(2 / CHANCE) / 2)
 SEED = 7_402_915_538_261  # of no other draw: features made of the same numbers would not be independent of them
 WORTH = 2**36  # multiplications below which a plain product takes a second
-SPARSE = 1 / 32  # where more of the pairs are in doubt, a plain product is faster
+SPARSE = 1 / 32  # where more of a query's pairs are in doubt, its plain product is faster
+GAIN = 1 / 2  # of the plain work: with more of it left, the 8 bits before cost what they save
 FAST = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
@@ -34,8 +37,9 @@ def fast() -> bool:
 
 def worthwhile(train: Tensor, queries: Tensor) -> bool:
     """Whether screening could save time for (N, D) training rows and (Q, D) queries."""
-    work = train.numel() * len(queries)
-    return train.dtype == queries.dtype == torch.float32 and train.device.type == "cpu" and work >= WORTH and fast()
+    known = train.dtype == queries.dtype == torch.float32 and train.device.type == "cpu"
+    summable = train.shape[1] * LARGEST**2 < 2**31  # in the 32 bits of an integer product
+    return known and summable and train.numel() * len(queries) >= WORTH and fast()
 
 
 def rounded(x: Tensor, dither: Tensor) -> tuple[Tensor, Tensor]:
@@ -52,7 +56,10 @@ def rounded(x: Tensor, dither: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Pairs(NamedTuple):
-    """What could matter to query q: `row[first[q]:first[q + 1]]`, positions of training rows."""
+    """What could matter to query q: `row[first[q]:first[q + 1]]`, ascending positions of training rows.
+
+    None for a query of which too many or too few were left: it is open.
+    """
 
     first: Tensor
     row: Tensor
@@ -71,7 +78,10 @@ class Pairs(NamedTuple):
         return torch.repeat_interleave(self.first.diff())
 
     def padded(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """(Q, most) values of the pairs of each query, -inf after its last, and the rows that they belong to."""
+        """(Q, most) values of the pairs of each query, -inf after its last, and the rows that they belong to.
+
+        most is at most the share SPARSE of the training rows.
+        """
         query = self.query()
         at = query, torch.arange(len(query)) - self.first[query]
         shape = len(self.first) - 1, int(self.first.diff().max())
@@ -120,7 +130,7 @@ class Screen:
     def pairs(self, queries: Tensor, k: int) -> Pairs | None:
         """For each query (Q, D) every row that may be among its k nearest or the nearest of a class.
 
-        None where they are too many to gain by it, or the features are not finite.
+        None where they are too many of too many queries to gain by it.
         """
         if len(self.block_class) < k:
             return None
@@ -146,28 +156,39 @@ class Screen:
     def _inside(self, estimate: Tensor, largest: Tensor, least: Tensor, k: int) -> Pairs | None:
         """Pairs whose estimate is at least what their block asks."""
         block = (largest >= least).flatten().nonzero()[:, 0]
-        found = (estimate.view(-1, BLOCK)[block] >= least.flatten()[block, None]).nonzero()
-        block = block[found[:, 0]]
-        number = torch.bincount(block // largest.shape[1], minlength=len(largest))
-        if int(number.min()) < k or len(block) > SPARSE * estimate.numel():
+        query = block // largest.shape[1]
+        inside = estimate.view(-1, BLOCK)[block] >= least.flatten()[block, None]
+        number = torch.bincount(query, inside.sum(1), minlength=len(largest))
+        share = number / (SPARSE * len(self.train))
+        opened = (share > 1) | (number < k)  # fewer than k: not finite
+        if float(torch.where(opened, 1, share).mean()) >= GAIN:
             return None
-        first = torch.cat([number.new_zeros(1), number.cumsum(0)])
-        return Pairs(first, self.row[block % largest.shape[1] * BLOCK + found[:, 1]])
+        found = (inside & ~opened[query, None]).nonzero()
+        block, query = block[found[:, 0]], query[found[:, 0]]
+        row = self.row[block % largest.shape[1] * BLOCK + found[:, 1]]
+        first = torch.bincount(query, minlength=len(largest)).cumsum(0)
+        in_order = (query * len(self.train) + row).sort().values
+        return Pairs(torch.cat([first.new_zeros(1), first]), in_order % len(self.train))
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
         """(Q, k) rows nearest to queries (Q, D), nearest first, and (Q, classes) similarity to the nearest of a class.
 
-        -inf for a class without a row. None where screening gains nothing (`pairs`).
+        Of equally near rows the lowest comes first. -inf for a class without a row. Open queries are compared with
+        every row. None where screening gains nothing (`pairs`).
         """
         pairs = self.pairs(queries, k)
         if pairs is None:
             return None
         exact = pairs.similarities(queries, self.train, self.offset)
         values, rows = pairs.padded(exact)
-        nearest = rows.gather(1, values.topk(k, dim=1).indices)
+        found = rows.gather(1, nearest(values, k))
         scores = exact.new_full((len(queries) * self.num_classes,), -torch.inf)
         scores.scatter_reduce_(0, pairs.query() * self.num_classes + self.labels[pairs.row], exact, "amax")
-        return nearest, scores.view(len(queries), -1)
+        scores, opened = scores.view(len(queries), -1), pairs.first.diff() == 0
+        if opened.any():
+            similarity = queries[opened] @ self.train.T - self.offset
+            found[opened], scores[opened] = plainly(similarity, self.labels, self.num_classes, k)
+        return found, scores
 
 
 def blocks(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
