@@ -28,6 +28,7 @@ from federated.strategies.fedavgm import FedAvgM
 from federated.strategies.local import Local
 from federated.strategies.one_shot import OneShot
 
+EMPTY = torch.empty(0)
 EVERYTHING = [np.arange(60)]
 
 
@@ -233,7 +234,12 @@ def test_too_many_failures_stop_the_run_with_the_first_cause():
     assert federation(data=Breaking("exception"), max_failed=0.25).run().records[0]["updated"]
 
 
-def test_an_update_that_does_not_fit_is_left_out():
+def cut(state):
+    state["net.0.weight"] = state["net.0.weight"][:, :2]
+
+
+@pytest.mark.parametrize("forge", [cut, lambda state: state.pop("net.0.weight"), lambda state: state.update(x=EMPTY)])
+def test_an_update_that_does_not_fit_is_left_out(forge):
     class Forging:
         capacity = 1
         secure = False
@@ -244,7 +250,7 @@ def test_an_update_that_does_not_fit_is_left_out():
         def collect(self):
             outcome = self._collect()
             if outcome.client == 2:
-                outcome.state["net.0.weight"] = outcome.state["net.0.weight"][:, :2]
+                forge(outcome.state)
             return outcome
 
     orchestrator = federation()

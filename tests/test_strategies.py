@@ -143,6 +143,32 @@ def test_a_drop_out_renormalises_and_frees_its_place():
     assert head_fails.settled == 2
 
 
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": torch.ones(2)}, r"client 1: expected 'b' as in the clients before, \(3,\), found no such tensor"),
+        (
+            {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)},
+            r"client 1: expected 'c' as in the clients before, no such tensor, found \(1,\)",
+        ),
+        ({"a": torch.ones(2), "b": torch.ones(1)}, r"client 1: expected 'b' .*\(3,\), found \(1,\); drop the client"),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_state_of_other_tensors_is_refused_and_the_mean_is_that_of_the_others(state, message, late):
+    """late: it arrives before its turn, after a client whose turn has not come either."""
+    good = {"a": torch.full((2,), 3.0), "b": torch.full((3,), 5.0)}
+    mean = OrderedMean([0, 1, 2])
+    mean.add(2 if late else 0, good, 1)
+    with pytest.raises(ValueError, match=message):
+        mean.add(1, state, 1)
+    mean.drop(1)
+    mean.add(0 if late else 2, good, 7)
+    found = mean.result()
+    assert mean.folded == 2 and found.keys() == good.keys()
+    assert all(torch.equal(found[name], good[name].double()) for name in good)
+
+
 def test_few_states_wait_however_many_clients():
     mean = OrderedMean(range(500))
     for client in range(0, 500, 4):

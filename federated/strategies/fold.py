@@ -22,6 +22,7 @@ class OrderedMean:
         self._turn = 0
         self._waiting: dict[int, tuple[State, float] | None] = {}
         self._sums: State = {}
+        self._shapes: dict[str, torch.Size] | None = None
         self._weight = 0.0
         self.folded = 0
         self.most_waiting = 0
@@ -32,7 +33,10 @@ class OrderedMean:
         return self._turn
 
     def add(self, client: int, state: State, weight: float) -> None:
-        """Hand in a client's state with its weight (n_k, or 1)."""
+        """Hand in a client's state with its weight (n_k, or 1).
+
+        Raises ValueError, and changes nothing, unless it has the names and shapes of the first that was handed in.
+        """
         self._place(client, (state, weight))
 
     def drop(self, client: int) -> None:
@@ -50,6 +54,8 @@ class OrderedMean:
     def _place(self, client: int, entry: tuple[State, float] | None) -> None:
         if client not in self._order[self._turn :] or client in self._waiting:
             raise ValueError(f"client {client} is not awaited")
+        if entry is not None:
+            self._expect(client, entry[0])
         self._waiting[client] = entry
         self.most_waiting = max(self.most_waiting, len(self._waiting))
         while self._turn < len(self._order) and self._order[self._turn] in self._waiting:
@@ -57,6 +63,16 @@ class OrderedMean:
             self._turn += 1
             if turn is not None:
                 self._fold(*turn)
+
+    def _expect(self, client: int, state: State) -> None:
+        shapes = {name: tensor.shape for name, tensor in state.items()}
+        if self._shapes is None:
+            self._shapes = shapes
+        for name in sorted(self._shapes.keys() | shapes.keys()):
+            expected, found = (tuple(one[name]) if name in one else "no such tensor" for one in (self._shapes, shapes))
+            if expected != found:
+                told = f"client {client}: expected '{name}' as in the clients before, {expected}, found {found}"
+                raise ValueError(f"{told}; drop the client")
 
     def _fold(self, state: State, weight: float) -> None:
         self._weight += weight
