@@ -4,12 +4,18 @@ import json
 from concurrent.futures.process import BrokenProcessPool
 
 import pytest
+from torch import nn
 
 from benchmarks import __main__ as bench
-from benchmarks import table
+from benchmarks import synthetic, table
 from benchmarks.harness import Case, Goal, Setting, Workload, measured, ready
-from benchmarks.workloads import ALL
+from benchmarks.plain.networks import published
+from benchmarks.workloads import ALL, training
+from lightning_modules.copies import CountedBatchNorm2d
+from lightning_modules.encoders.ctr_gcn import CTRGCN
+from lightning_modules.encoders.dsta import DSTANet
 
+LAYERS = [[8, 8, 4, 1], [8, 12, 4, 2]]
 STARTS = [name for name in ALL if name.startswith("start_")]
 
 
@@ -21,6 +27,33 @@ def test_ours_equals_the_plain_implementation_and_both_run(name):
         case.ours()
         assert case.plain is not None
         case.plain()
+
+
+@pytest.mark.parametrize("encoder", [CTRGCN("ntu25", width=8), DSTANet("ntu25", LAYERS, subsets=2, num_frames=12)])
+def test_every_row_is_computed_within_published(encoder):
+    """Of four clips with two bodies each, of which the second is absent."""
+    clips, rows = synthetic.batch(4, frames=12).joints, []
+    for part in encoder.modules():
+        if isinstance(part, CountedBatchNorm2d):
+            part.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    with published(nn.ModuleList([encoder])):
+        encoder(clips)
+    assert rows and set(rows) == {8}
+    rows.clear()
+    encoder(clips)
+    assert rows and max(rows) < 8 and encoder.absent_once
+
+
+@pytest.mark.parametrize("method", training.PLAIN)
+def test_the_plain_side_of_a_step_counts_no_copies(method, tmp_path):
+    module, batch, copies = training.built(method, Setting(tmp_path, small=True)), training.batch_of(method, 4), []
+    for part in module.modules():
+        if isinstance(part, CountedBatchNorm2d) and part.training:
+            part.register_forward_pre_hook(lambda part, _: copies.append(part.copies is not None))
+    training.plainly(method, module, batch)
+    assert copies and not any(copies)
+    module.objective(batch)
+    assert any(copies)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from benchmarks.plain.ppa import polymerised_joint_map
 from lightning_modules.attention.ppa import PPA
 from lightning_modules.attention.siia import HeadAttention
 from lightning_modules.encoders.ctr_gcn import GraphUnit
-from lightning_modules.encoders.dsta import DSTANet, SubsetAttention
+from lightning_modules.encoders.dsta import SubsetAttention
 from lightning_modules.encoders.hierarchical import SelfAttention
 from lightning_modules.layers import Pointwise, leaky
 
@@ -68,8 +68,8 @@ def graph_unit(self: GraphUnit, x: Tensor) -> Tensor:
 
 @contextmanager
 def published(*networks: nn.Module) -> Iterator[None]:
-    """Within it our layers compute as above, and the networks every body."""
-    encoders = [part for network in networks for part in network.modules() if isinstance(part, DSTANet)]
+    """Within it our layers compute as above, and the networks every body, whichever encoder is theirs."""
+    sparing = [part for network in networks for part in network.modules() if hasattr(part, "absent_once")]
     with ExitStack() as stack:
         for layer, name, plain in (
             (SubsetAttention, "forward", subset_attention),
@@ -80,6 +80,6 @@ def published(*networks: nn.Module) -> Iterator[None]:
             (Pointwise, "forward", nn.Conv2d.forward),
         ):
             stack.enter_context(patch.object(layer, name, plain))
-        for encoder in encoders:
-            stack.enter_context(patch.object(encoder, "absent_once", False))
+        for part in sparing:
+            stack.enter_context(patch.object(part, "absent_once", False))
         yield
