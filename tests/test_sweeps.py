@@ -447,7 +447,7 @@ def test_a_sweep_killed_half_way_runs_only_what_is_missing(tmp_path):
     assert subprocess.run(line, cwd=ROOT, timeout=600).returncode == 0
     assert len(records.find(folder, kind="train")) == 6
     assert all(path.read_bytes() == content for path, content in before.items())
-    launches = sorted((tmp_path / "multirun").iterdir(), key=lambda launch: launch.stat().st_mtime)
+    launches = sorted((tmp_path / "multirun").glob("*/"), key=lambda launch: launch.stat().st_mtime)
     assert len(launches) == 2
     told = [(launches[1] / f"{job}.log").read_text() for job in range(6)]
     assert sum("found: " in text for text in told) == len(before)
