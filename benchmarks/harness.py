@@ -125,16 +125,28 @@ def measured(workload: Workload, small: bool, threads: int) -> dict[str, Any]:
         point = {"size": size, **{name: found[name] for name in MEASURED if name in found}}
         if workload.memory:
             point |= {
-                f"{side}_peak": apart(peak, workload, size, side, small, threads) for side in SIDES if side in found
+                f"{side}_peak": apart(peak, workload, size, side, "cpu", small, threads)
+                for side in SIDES
+                if side in found
             }
         points.append(point)
     if "bf16" in workload.precisions:
         points[0]["ours_bf16"] = apart(sides, workload, sizes[0], "cpu", "bf16", small, threads)["ours"]
     if torch.cuda.is_available() and workload.precisions != ("fp32",):  # those whose tensors can live there
-        for precision in workload.precisions:
-            found = apart(sides, workload, sizes[0], "cuda", precision, small, threads)
-            points[0][f"ours_gpu_{precision}"] = found["ours"]
+        points[0] |= on_gpu(workload, sizes[0], small, threads)
     return {"points": points, "facts": facts}
+
+
+def on_gpu(workload: Workload, size: int, small: bool, threads: int) -> dict[str, float | None]:
+    """Of ours in each precision and plain in float32, both on the GPU: `SIDE_gpu_PRECISION`; and `SIDE_gpu_peak`."""
+    point: dict[str, float | None] = {}
+    for precision in workload.precisions:
+        found = apart(sides, workload, size, "cuda", precision, small, threads)
+        point |= {f"{side}_gpu_{precision}": found[side] for side in SIDES if side in found}
+    if workload.memory:
+        there = [side for side in SIDES if f"{side}_gpu_fp32" in point]
+        point |= {f"{side}_gpu_peak": apart(peak, workload, size, side, "cuda", small, threads) for side in there}
+    return point
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -148,10 +160,10 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 def sides(workload: Workload, size: int, device: str, precision: str, small: bool, threads: int) -> dict[str, Any]:
     """Medians of ours and plain after the check, the spread of ours (largest - smallest) / median, and the facts.
 
-    The two sides take turns, so that a busy machine slows both.
+    The two sides are on the same device and take turns, so that a busy machine slows both; in bf16 ours is alone.
     """
     with ready(workload, size, threads, device=device, precision=precision, small=small) as case:
-        full = device == "cpu" and precision == "fp32"
+        full = precision == "fp32"
         if full:
             case.check()
         calls = {"ours": case.ours} | ({"plain": case.plain} if case.plain and full else {})
@@ -171,28 +183,52 @@ def sides(workload: Workload, size: int, device: str, precision: str, small: boo
 
 
 def amount(call: Callable[[], Any], value: str) -> float:
-    """Seconds of a call, or what it returns."""
+    """Seconds of a call, or what it returns. What a GPU has still to do from before is not the call's."""
+    synchronize()
     begun = time.perf_counter()
     result = call()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    synchronize()
     return time.perf_counter() - begun if value == "time" else float(result)
 
 
-def peak(workload: Workload, size: int, side: str, small: bool, threads: int) -> float | None:
-    """Bytes that one call of a side holds at most beyond what was there before; None where the system cannot tell."""
+def synchronize() -> None:
+    """Wait until the GPU, where there is one, has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak(workload: Workload, size: int, side: str, device: str, small: bool, threads: int) -> float | None:
+    """Bytes that one call of a side holds at most beyond what was there before; None where the system cannot tell.
+
+    On cuda of the GPU's memory, in tensors, otherwise of this process's.
+    """
     libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(MMAP_THRESHOLD, PAGES)
-    with ready(workload, size, threads, small=small) as case:
+    libc.mallopt(MMAP_THRESHOLD, PAGES)  # before anything of the case is made
+    with ready(workload, size, threads, device=device, small=small) as case:
         call = getattr(case, side)
         gc.collect()
-        libc.malloc_trim(0)
-        memory.reset_peak()
-        before = memory.peak()["peak_memory"]
-        if before - resident() > 1 << 24:  # some containers do not let a process begin its peak anew
-            return None
-        call()
-        return memory.peak()["peak_memory"] - before
+        return peak_on_gpu(call) if device == "cuda" else peak_of_process(call, libc)
+
+
+def peak_on_gpu(call: Callable[[], Any]) -> float:
+    """Bytes of tensors on the GPU at most during a call, beyond those before it."""
+    synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    synchronize()
+    return float(torch.cuda.max_memory_allocated() - before)
+
+
+def peak_of_process(call: Callable[[], Any], libc: ctypes.CDLL) -> float | None:
+    """Bytes resident at most during a call, beyond those before it; None where the peak cannot begin anew."""
+    libc.malloc_trim(0)
+    memory.reset_peak()
+    before = memory.peak()["peak_memory"]
+    if before - resident() > 1 << 24:  # some containers do not let a process begin its peak anew
+        return None
+    call()
+    return memory.peak()["peak_memory"] - before
 
 
 @contextmanager

@@ -75,8 +75,10 @@ def markdown(found: Mapping[str, Any], order: Iterable[str]) -> str:
 
 
 def _table(rows: Mapping[str, Any]) -> list[str]:
-    head = "| row | work | ours | plain | times as fast | bf16 | GPU | peak MB, ours / plain | goal | measured |"
-    return [head, "|---|---|---|---|---|---|---|---|---|---|", *(_line(name, one) for name, one in rows.items())]
+    head = (
+        "| row | work | ours | spread | plain | times as fast | bf16 | GPU | peak MB, ours / plain | goal | measured |"
+    )
+    return [head, "|---|---|---|---|---|---|---|---|---|---|---|", *(_line(name, one) for name, one in rows.items())]
 
 
 def _line(name: str, one: Mapping[str, Any]) -> str:
@@ -86,25 +88,39 @@ def _line(name: str, one: Mapping[str, Any]) -> str:
         work += f"; plain: {one['against']}"
         ratio = f"**{figure(point['plain'] / point['ours'])}**" + (" *" if point["plain_share"] < 1 else "")
     half = "ours_bf16" in point and f"{shown(point['ours_bf16'], one)}, {figure(point['plain'] / point['ours_bf16'])}"
-    met = goal and f"{measure(goal)}, {'met' if goal['met'] else '**missed**'}{_loaded(one['made'])}"
+    met = [f"{measure(goal)}, {'met' if goal['met'] else '**missed**'}"] if goal else []
     cells = [
         f"`{name}`",
         work,
         shown(point["ours"], one),
+        f"{100 * point['spread']:.0f} % of {point['rounds']}" if point["rounds"] > 1 else "",
         shown(point["plain"], one) if "plain" in point else "",
         ratio,
         half or "",
-        shown(point["ours_gpu_fp32"], one) if "ours_gpu_fp32" in point else "",
+        _gpu(point, one),
         " / ".join(megabytes(point[f"{side}_peak"]) for side in SIDES if f"{side}_peak" in point),
         goal["text"] if goal else "",
-        met or "",
+        ", ".join(met + _loaded(one["made"])),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _loaded(made: Mapping[str, Any]) -> str:
+def _gpu(point: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    """Ours in each precision, times as fast as plain in float32 there too, and the peaks; empty without a GPU."""
+    told, plain = [], point.get("plain_gpu_fp32")
+    for precision in ("fp32", "bf16"):
+        ours = point.get(f"ours_gpu_{precision}")
+        if ours:
+            told.append(f"{precision} {shown(ours, one)}" + (f", {figure(plain / ours)}" if plain else ""))
+    if plain:
+        told.append(f"plain {shown(plain, one)}")
+    peaks = [megabytes(point[f"{side}_gpu_peak"]) for side in SIDES if f"{side}_gpu_peak" in point]
+    return "; ".join(told + ([f"peak MB {' / '.join(peaks)}"] if peaks else []))
+
+
+def _loaded(made: Mapping[str, Any]) -> list[str]:
     """Said of rows made while others wanted the cores too: their ratios hold, their seconds do not."""
-    return f", **on a busy machine** (load {made['load']:.1f})" if made["load"] > 1 else ""
+    return [f"**on a busy machine** (load {made['load']:.1f})"] if made["load"] > 1 else []
 
 
 def _growth(rows: Mapping[str, Any]) -> list[str]:

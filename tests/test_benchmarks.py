@@ -1,13 +1,16 @@
 """Every row of the table on a tiny size: ours is what the plain implementation computes; the record and its page."""
 
 import json
+import re
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 
 import pytest
+import torch
 from torch import nn
 
 from benchmarks import __main__ as bench
-from benchmarks import synthetic, table
+from benchmarks import harness, synthetic, table
 from benchmarks.harness import Case, Goal, Setting, Workload, measured, ready
 from benchmarks.plain.networks import published
 from benchmarks.workloads import ALL, training
@@ -104,6 +107,60 @@ def test_nothing_is_timed_that_does_not_agree():
         measured(workload, small=True, threads=1)
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that says it has a GPU; gives what is done in order, to which calls may add."""
+    done, allocated = [], iter((100, 350, 1000, 1001))  # before and most, of ours and of plain
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("waited"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: done.append("anew"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(allocated))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: next(allocated))
+    return done
+
+
+def test_the_clock_of_a_gpu_starts_when_nothing_is_left_to_do(gpu):
+    assert harness.amount(lambda: gpu.append("call"), "time") >= 0
+    assert gpu == ["waited", "call", "waited"]
+
+
+def test_on_a_gpu_both_sides_run_there_and_are_checked_there(gpu, monkeypatch):
+    def make(size: int, setting: Setting) -> Case:
+        where = setting.device, setting.precision
+        return Case(*(partial(gpu.append, (*where, what)) for what in ("ours", "plain", "check")))
+
+    def here(function, *arguments):
+        return 0.0 if function is harness.peak and "cpu" in arguments else function(*arguments)
+
+    monkeypatch.setattr(harness, "apart", here)
+    workload = Workload("both", "data", "", "slowly", make, "clips", (4,), 1, warm=False, precisions=("fp32", "bf16"))
+    point = measured(workload, small=True, threads=1)["points"][0]
+    there = [one[1:] for one in gpu if one[0] == "cuda"]
+    fp32 = [("fp32", what) for what in ("check", "ours", "plain")]
+    assert there == [*fp32, ("bf16", "ours"), *fp32[1:]]
+    assert point["ours_gpu_peak"] == 250 and point["plain_gpu_peak"] == 1
+    assert {"ours_gpu_fp32", "plain_gpu_fp32", "ours_gpu_bf16"} < point.keys() and "plain_gpu_bf16" not in point
+
+
+ROW = {"title": "", "against": "slowly", "unit": "clips", "value": "time", "facts": {}, "group": "data", "goal": None}
+
+
+@pytest.mark.parametrize(("load", "told"), [(0.9, ""), (1.6, "**on a busy machine** (load 1.6)")])
+def test_a_row_without_a_goal_says_too_that_the_machine_was_busy(load, told):
+    point = {"size": 1, "ours": 2.0, "plain": 8.0, "plain_share": 1.0, "spread": 0.25, "rounds": 3}
+    row = {**ROW, "points": [point], "made": {"load": load}}
+    cells = table.markdown({"rows": {"parse": row}, "profiles": {}}, ["parse"]).splitlines()[4].split(" | ")
+    assert cells[-1].strip(" |") == told and cells[3] == "25 % of 3" and cells[7] == ""
+
+
+def test_the_table_shows_every_number_of_a_gpu():
+    point = {"size": 1, "ours": 2.0, "plain": 8.0, "plain_share": 1.0, "spread": 0.0, "rounds": 1}
+    gpu = {"ours_gpu_fp32": 0.02, "plain_gpu_fp32": 0.05, "ours_gpu_bf16": 0.01}
+    row = {**ROW, "points": [point | gpu | {"ours_gpu_peak": 3e6, "plain_gpu_peak": 7e6}], "made": {"load": 0.0}}
+    text = table.markdown({"rows": {"parse": row}, "profiles": {}}, ["parse"])
+    assert "| fp32 20 ms, 2.5; bf16 10 ms, 5; plain 50 ms; peak MB 3 / 7 |" in text
+
+
 @pytest.mark.parametrize("error", [AssertionError("apart"), SystemExit(2), BrokenProcessPool("killed")])
 def test_a_row_that_fails_is_named_and_the_others_go_on(monkeypatch, tmp_path, capsys, error):
     def measure(workload, small, threads):
@@ -161,3 +218,23 @@ def test_the_page_needs_its_marks(tmp_path):
 def test_plain_sides_are_named():
     for workload in ALL.values():
         assert bool(workload.against) == (workload.name not in STARTS), workload.name
+
+
+def test_what_is_said_of_rounds_and_of_a2mc_is_what_was_measured():
+    text = " ".join(table.PAGE.read_text().split())
+    rows = table.read()["rows"]
+    points = {name: {point["size"]: point for point in rows[name]["points"]} for name in ("round", "client_fit")}
+
+    def both(point, row):
+        ours, plain = (table.shown(point[side], row) for side in harness.SIDES)
+        return f"{100 * (point['ours'] / point['plain'] - 1):.1f} %", f"{ours}, {plain}"
+
+    for size in (20, 5):
+        beyond, times = both(points["round"][size], rows["round"])
+        assert re.search(rf"{beyond} at {size} clients[^()]*\({times}\)", text), (size, beyond, times)
+    beyond, times = both(points["client_fit"][10], rows["client_fit"])
+    assert f"is {beyond} beyond the bare steps (`client_fit`: {times} of 10 clients" in text
+    step = rows["step_a2mc_released"]["points"][0]
+    ours, plain, ratio = (table.figure(value) for value in (step["ours"], step["plain"], step["plain"] / step["ours"]))
+    assert f"ours takes {ours} s, which is no faster than the 7.9 s" in text and step["ours"] >= 7.9
+    assert f"plain side takes {plain} s here, so that {ratio} times as fast" in text
