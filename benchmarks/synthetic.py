@@ -34,11 +34,11 @@ def ntu_files(folder: Path, count: int, seed: int = 0) -> list[Path]:
     return paths
 
 
-def batch(clips: int, frames: int = 100, seed: int = 0) -> SkeletonBatch:
-    """Random walks (N, 3, frames, 25, 2); the second body is there in every fifth clip."""
+def batch(clips: int, frames: int = 100, seed: int = 0, every: int = TWO_BODIES) -> SkeletonBatch:
+    """Random walks (N, 3, frames, 25, 2); the second body is there in every so-manyth clip."""
     source = torch.Generator().manual_seed(seed)
     joints = torch.randn(clips, 3, frames, 25, 2, generator=source).mul(0.1).cumsum(2)
-    joints[[n for n in range(clips) if n % TWO_BODIES != TWO_BODIES - 1], ..., 1] = 0
+    joints[[n for n in range(clips) if n % every != every - 1], ..., 1] = 0
     labels = torch.arange(clips) % 60
     return SkeletonBatch(joints, torch.full((clips,), frames), labels, torch.arange(clips))
 
