@@ -22,6 +22,7 @@ from federated.strategies.fedavgm import FedAvgM
 from federated.strategies.local import Local
 from federated.watch import loss_of
 from lightning_modules.group_norm import by_groups
+from tracking import records
 from tracking.build import build
 
 ROOT = Path(__file__).parents[1]
@@ -266,3 +267,16 @@ def test_the_page_tells_how_the_noise_grows_with_the_model():
         as_long = ClientLevelPrivacy(clip=1.0, noise=3 / math.sqrt(d))
         assert as_long.noise_norm(d, 3) == pytest.approx(1)
         assert int(least.replace(",", "")) < as_long.epsilon([[0, 1, 2]])
+
+
+def test_every_number_of_the_pages_table_is_that_of_its_record():
+    cells = r"\| (noise 1|without privacy) \| ([\d.]*) ?\| ([\d. /]+) \| \[record\]\(results/privacy/([\w.-]+)\) \|"
+    rows = re.findall(cells, PAGE)
+    assert len(rows) == 2
+    for name, epsilon, scores, file in rows:
+        record = records.read(ROOT / "docs" / "results" / "privacy" / file)
+        found, rule = record.metrics, record.config["federated"]["privacy"]
+        assert record.data["miniature"] and found["failed"] == 0 and (rule is None) == (name == "without privacy")
+        assert scores == f"{found['auc_hard']:.1f} / {found['auc_probability']:.1f}"
+        assert epsilon == ("" if rule is None else f"{build(rule).epsilon([range(50)] * int(found['rounds'])):.1f}")
+        assert found["bytes_up"] / 4 / found["rounds"] / found["clients"] == 3584
