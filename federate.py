@@ -66,7 +66,7 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """The folder that is there while a launch of this run is at work; its own folder is moved by `fresh`."""
+        """A folder that is there only while a launch of this run is at work."""
         return self.folder.with_name(f"{self.folder.name}.lock")
 
     @property

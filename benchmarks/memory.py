@@ -5,31 +5,25 @@ python -m benchmarks.memory [--rounds 50] [--clients 50] [--out docs/results/fed
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.harness import resident
 from benchmarks.workloads.federation import federation
 from tracking.identity import commit
 
 MB = 1 << 20
 
 
-def resident() -> float:
-    """Megabytes that this process holds now (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / MB
-
-
 def by_round(rounds: int, clients: int, folder: Path) -> list[float]:
-    """Resident memory after each of so many rounds of FedAdam with all clients, ledger included; on one thread."""
+    """Resident memory (MB) after each of so many rounds of FedAdam with all clients, ledger included; on one thread."""
     torch.set_num_threads(1)
     _, _, orchestrator = federation(folder, clients, rounds)
     found: list[float] = []
-    orchestrator.run(lambda record: found.append(resident()))
+    orchestrator.run(lambda record: found.append(resident() / MB))
     return found
 
 
