@@ -75,9 +75,11 @@ class Own:
         return cls(workload.clients, client)
 
     def num_samples(self, client: int) -> int:
+        """How many samples the site holds. Raises InputError for another site's client."""
         return self.data.num_samples(self._first(client))
 
     def train_dataloader(self, client: int, seed: int) -> DataLoader:
+        """The site's batches, shuffled by `seed`. Raises InputError for another site's client."""
         return self.data.train_dataloader(self._first(client), seed)
 
     def _first(self, client: int) -> int:
@@ -96,9 +98,11 @@ class Elsewhere:
     sizes: Sequence[int]
 
     def num_samples(self, client: int) -> int:
+        """How many samples the client's site told that it holds."""
         return self.sizes[client]
 
     def train_dataloader(self, client: int, seed: int) -> DataLoader:
+        """Raises InputError: the samples are elsewhere."""
         raise InputError(f"federation: expected the server to train nobody, found a task for client {client}")
 
 

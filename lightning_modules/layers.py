@@ -23,6 +23,7 @@ class Pointwise(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, L, V) -> (B, C', L, V)"""
         if x.device.type != "cpu" or self.bias is None:
             return super().forward(x)
         weight = self.weight.flatten(1).expand(len(x), -1, -1)

@@ -90,6 +90,7 @@ class Hybrid:
             raise InputError(f"modality: expected comes_back 'sample' or 'client', found '{self.comes_back}'")
 
     def masks(self, sizes: Sequence[int]) -> list[np.ndarray]:
+        """For each client (n_k, 2) bool: whether a sample keeps its image, its text."""
         # Two generators on purpose: the published draws come from numpy's for clients and from Python's for samples.
         clients, samples = np.random.RandomState(self.seed), random.Random(self.seed)
         kept = []
