@@ -6,7 +6,16 @@ from toys_mllm import ANSWERS, PROMPTS, images, llava, module, picture
 
 from datamodules.errors import InputError
 from datamodules.image_text.sample import Sample
-from lightning_modules.mllm.answers import Answer, Asking, answer, generate, option_log_probs, option_tokens, score
+from lightning_modules.mllm.answers import (
+    Answer,
+    Asking,
+    Reading,
+    answer,
+    generate,
+    option_log_probs,
+    option_tokens,
+    score,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +42,7 @@ def test_option_likelihood_equals_a_whole_pass_for_each_option(made, asked):
     tokens = option_tokens(made.encoder, options)
     assert {len(row) for row in tokens} > {1}
     with torch.no_grad():
-        found = option_log_probs(made, asked, tokens)
+        found = option_log_probs(Reading(made, asked), tokens)
     for row in range(4):
         for column, option in enumerate(tokens):
             table = alone(made, row, option)
@@ -52,7 +61,7 @@ def test_the_end_counts_only_where_an_option_begins_with_another(made):
 
 def test_generation_follows_the_argmax_of_whole_passes(made, asked):
     with torch.no_grad():
-        found = generate(made, asked, 6)
+        found = generate(Reading(made, asked), 6)
     for row, told in enumerate(found):
         expected: list[int] = []
         while len(expected) < 6:
@@ -70,7 +79,7 @@ def test_generation_equals_that_of_transformers_and_stops_at_the_end(made, asked
         head.weight[made.encoder.end] = 2 * head.weight.mean(0) + 3 * head.weight[5]  # the end becomes likely somewhere
     try:
         with torch.no_grad():
-            found = generate(made, asked, 12)
+            found = generate(Reading(made, asked), 12)
             theirs = made.base.generate(
                 input_ids=asked.input_ids,
                 attention_mask=asked.attention_mask,

@@ -8,7 +8,7 @@ import torch
 from toys_mllm import ADAMW, ANSWERS, PROMPTS, images, llava, minicpm, picture
 
 from datamodules.errors import InputError
-from lightning_modules.mllm.answers import Asking, answer, generate
+from lightning_modules.mllm.answers import Asking, Reading, answer, generate
 from lightning_modules.mllm.families.base import Family
 from lightning_modules.mllm.families.llava_1_5 import Llava15
 from lightning_modules.mllm.families.minicpm_v_4_6 import MiniCPMV46
@@ -50,7 +50,7 @@ def test_kept_keys_and_values_do_not_change_generation(family):
     made = built(family)
     asked = made.encoder(PROMPTS, images(), None)
     with torch.no_grad():
-        told = generate(made, asked, 4)
+        told = generate(Reading(made, asked), 4)
         for row, tokens in enumerate(told):
             again = made.encoder(PROMPTS[row : row + 1], [images()[row]], None)
             for token in tokens:

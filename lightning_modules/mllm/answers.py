@@ -115,16 +115,15 @@ def option_tokens(encoder: Encoder, options: Sequence[str]) -> list[list[int]]:
     return [[*row, encoder.end] for row in rows] if nested else rows
 
 
-def option_log_probs(module: MultimodalModule, batch: ImageTextBatch, tokens: Sequence[Sequence[int]]) -> Tensor:
-    """(N, options) log-likelihood of each option after each row; single-token options need one pass."""
-    prompt = _Reading(module, batch)
+def option_log_probs(prompt: "Reading", tokens: Sequence[Sequence[int]]) -> Tensor:
+    """(N, options) log-likelihood of each option after each row, the reading left as it is."""
     first = prompt.logits.log_softmax(-1)
     return torch.stack([first[:, row[0]] + prompt.fork().log_prob_of_rest(row) for row in tokens], dim=1)
 
 
-def generate(module: MultimodalModule, batch: ImageTextBatch, max_new_tokens: int) -> list[list[int]]:
-    """Greedy tokens after each row, its end token left out."""
-    reading, end = _Reading(module, batch), module.encoder.end
+def generate(reading: "Reading", max_new_tokens: int) -> list[list[int]]:
+    """Greedy tokens after each row, its end token left out; the reading goes on with them."""
+    end = reading.end
     told: list[Tensor] = []
     while len(told) < max_new_tokens:
         told.append(reading.logits.argmax(-1))
@@ -135,16 +134,16 @@ def generate(module: MultimodalModule, batch: ImageTextBatch, max_new_tokens: in
     return [row[: row.index(end)] if end in row else row for row in rows]
 
 
-class _Reading:
+class Reading:
     """Rows read so far: `logits` (N, V) of the next token, and the keys and values to read on with."""
 
     def __init__(self, module: MultimodalModule, batch: ImageTextBatch):
-        self._module, self._mask = module, batch.attention_mask
+        self._module, self._mask, self.end = module, batch.attention_mask, module.encoder.end
         output = module.hidden(batch, use_cache=True)
         self._past = output.past_key_values
         self.logits = module.head(output.last_hidden_state[:, -1])
 
-    def fork(self) -> "_Reading":
+    def fork(self) -> "Reading":
         return copy.copy(self)
 
     def read(self, ids: Tensor) -> Tensor:
@@ -168,13 +167,13 @@ class _Reading:
 
 
 def _answer(module: MultimodalModule, batch: ImageTextBatch, asking: Asking) -> list[Answer]:
-    rows = range(len(batch.input_ids))
+    rows, reading = range(len(batch.input_ids)), Reading(module, batch)
     log_probs: list[list[float]] = [[] for _ in rows]
     texts: list[str | None] = [None for _ in rows]
     if asking.options:
-        log_probs = option_log_probs(module, batch, option_tokens(module.encoder, asking.options)).tolist()
+        log_probs = option_log_probs(reading, option_tokens(module.encoder, asking.options)).tolist()
     if asking.published or not asking.options:
-        texts = [module.encoder.decode(row) for row in generate(module, batch, asking.max_new_tokens)]
+        texts = [module.encoder.decode(row) for row in generate(reading, asking.max_new_tokens)]
     found = []
     for row in rows:
         option, text = None, texts[row]

@@ -8,11 +8,13 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,9 +63,10 @@ class Recipe:
 
 
 def tiny_base(recipe: Recipe, cache: Path) -> Path:
-    """The folder of the trained model below `cache`; trained now, on one thread, if it is not there.
+    """The folder of the trained model below `cache`; trained now if it is not there.
 
-    The same recipe gives the same bytes on the same machine and versions. `trained.json` tells what it can do.
+    The same recipe gives the same bytes on the same machine and versions, whatever its cores: no sum is split over
+    threads. `trained.json` tells what it can do.
     """
     folder = cache / f"tiny-{recipe.key[:16]}"
     if not (folder / "trained.json").exists():
@@ -161,14 +164,19 @@ def train_vision(model, album: Album, held_out: Album, recipe: Recipe) -> dict[s
     tower, projector = model.model.vision_tower, model.model.multi_modal_projector
     hidden = [*tower.encoder.parameters(), *projector.parameters()]
     every = [*tower.parameters(), *projector.parameters(), *heads.parameters(), *outline.parameters()]
-    optimiser, around = Optimiser(every, hidden, recipe.vision_rate, steps), window(album.things, size)
-    for step, rows in enumerate(optimiser.steps(album, recipe.vision_batch, recipe.seed, "its eyes")):
-        at = around[rows] if step < (1 - WHOLE) * steps else None
-        shown, drawn = features(model, album.pixels(rows), at), outlines(album.pictures[rows], size.patch)
-        losses = [functional.cross_entropy(z, y) for z, y in zip(scores(shown), album.looks[rows].T, strict=True)]
-        found = outline(shown)
-        traced = functional.binary_cross_entropy_with_logits(found, drawn if at is None else _taken(drawn, at))
-        optimiser.descend(torch.stack(losses).sum() + OUTLINE * traced)
+    around = window(album.things, size)
+
+    def batch(step: int, rows: Tensor) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        at, drawn = around[rows] if step < (1 - WHOLE) * steps else None, outlines(album.pictures[rows], size.patch)
+        return album.pixels(rows), at, drawn if at is None else _taken(drawn, at), album.looks[rows].T
+
+    with Optimiser(every, hidden, recipe.vision_rate, steps) as optimiser:
+        rows = drawn_rows(album, recipe.vision_batch, recipe.seed)
+        for pixels, at, drawn, looks_of in optimiser.steps(rows, batch, "its eyes"):
+            shown = features(model, pixels, at)
+            losses = [functional.cross_entropy(z, y) for z, y in zip(scores(shown), looks_of, strict=True)]
+            traced = functional.binary_cross_entropy_with_logits(outline(shown), drawn)
+            optimiser.descend(torch.stack(losses).sum() + OUTLINE * traced)
     with torch.no_grad():
         told = scores(features(model, held_out.pixels(torch.arange(len(held_out.things)))))
     right = [(z.argmax(1) == y).float().mean().item() for z, y in zip(told, held_out.looks.T, strict=True)]
@@ -183,29 +191,49 @@ def train_words(model, words: PreTrainedTokenizerFast, album: Album, recipe: Rec
     eyes = [*model.model.vision_tower.parameters(), *model.model.multi_modal_projector.parameters()]
     learnt = [parameter for parameter in model.parameters() if all(parameter is not eye for eye in eyes)]
     hidden = model.model.language_model.layers.parameters()
-    optimiser = Optimiser(learnt, hidden, recipe.rate, recipe.steps)
-    for step, rows in enumerate(optimiser.steps(album, recipe.batch, recipe.seed + 1, "its words")):
+
+    def batch(step: int, rows: Tensor) -> tuple[Tensor, Packed]:
         rng = np.random.default_rng([recipe.seed, 8, step])
         packed = pack([ask_all(album.things[row], rng) for row in rows], words, recipe.size)
-        with torch.no_grad():
-            shown = features(model, album.pixels(rows))
-        logits, tokens = answer_logits(model, shown, packed)
-        optimiser.descend(functional.cross_entropy(logits, tokens))
+        with torch.no_grad():  # the eyes are still: another thread may look through them
+            return features(model, album.pixels(rows)), packed
+
+    with Optimiser(learnt, hidden, recipe.rate, recipe.steps) as optimiser:
+        rows = drawn_rows(album, recipe.batch, recipe.seed + 1)
+        for shown, packed in optimiser.steps(rows, batch, "its words"):
+            logits, tokens = answer_logits(model, shown, packed)
+            optimiser.descend(functional.cross_entropy(logits, tokens))
+
+
+def drawn_rows(album: Album, batch: int, seed: int) -> Iterator[Tensor]:
+    """Numbers of the pictures of a step's batch, step after step."""
+    source = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randint(len(album.things), (batch,), generator=source)
 
 
 class Optimiser:
-    """Muon on the hidden matrices, AdamW on everything else, over so many steps of drawn rows, clipped at norm 1.
+    """Muon on the hidden matrices, AdamW on everything else, over so many steps, clipped at norm 1.
 
-    Muon took 400 steps where AdamW alone took 900 to tell as many shapes.
+    Muon took 400 steps where AdamW alone took 900 to tell as many shapes. A second thread makes the next batch while
+    gradients are computed and moves half of the matrices; whoever computes a number computes it alone, so that threads
+    change no bit. A context, which the thread does not outlive.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], hidden: Iterable[nn.Parameter], rate: float, steps: int):
         self._steps, self._loss = steps, 0.0
+        self._beside = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+        self._prepare: Callable[[], Any] | None = None
+        self._coming: Future | None = None
         matrices = {id(p): p for p in hidden if p.ndim == 2}
         others = [p for p in parameters if id(p) not in matrices]
         self._parameters = [*matrices.values(), *others]
+        every = list(matrices.values())
         self._parts: list[Optimizer] = [
-            torch.optim.Muon(matrices.values(), lr=20 * rate, momentum=0.95, weight_decay=0.05),
+            *(
+                torch.optim.Muon(half, lr=20 * rate, momentum=0.95, weight_decay=0.05)
+                for half in (every[::2], every[1::2])
+            ),
             torch.optim.AdamW(others, rate, betas=(0.9, 0.98), weight_decay=0.05),
         ]
         self._schedules = [
@@ -213,12 +241,19 @@ class Optimiser:
             for part in self._parts
         ]
 
-    def steps(self, album: Album, batch: int, seed: int, what: str) -> Iterator[Tensor]:
-        """Rows of each step's batch; tells now and then how far it is."""
-        source = torch.Generator().manual_seed(seed)
+    def __enter__(self) -> "Optimiser":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._beside.shutdown()
+
+    def steps(self, rows: Iterator[Tensor], batch: Callable[[int, Tensor], Any], what: str) -> Iterator[Any]:
+        """What `batch` makes of each step's rows; tells now and then how far it is."""
         start = told = time.monotonic()
         for step in range(self._steps):
-            yield torch.randint(len(album.things), (batch,), generator=source)
+            made = self._coming.result() if self._coming else batch(step, next(rows))
+            self._prepare = None if step + 1 == self._steps else partial(batch, step + 1, next(rows))
+            yield made
             if (now := time.monotonic()) - told > 10:
                 told = now
                 left = (now - start) / (step + 1) * (self._steps - step - 1)
@@ -228,10 +263,16 @@ class Optimiser:
                 )
 
     def descend(self, loss: Tensor) -> None:
+        """Move the parameters against the gradient, the next batch being made meanwhile."""
+        self._coming = self._beside.submit(self._prepare) if self._prepare else None
         loss.backward()
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        first, second, others = self._parts
+        moving = self._beside.submit(second.step)
+        first.step()
+        others.step()
+        moving.result()
         for part, schedule in zip(self._parts, self._schedules, strict=True):
-            part.step()
             schedule.step()
             part.zero_grad()
         self._loss = loss.item()
