@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.ceiling import COMPUTED
 from benchmarks.harness import SIDES, Workload
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +19,7 @@ GROUPS = {
     "federation": "Federation",
     "start": "Start-up",
 }
-MEGA = 1e6
+MEGA, GIGA = 1e6, 1e9
 
 
 def read(path: Path = RECORD) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def judge(found: dict[str, Any], workloads: Mapping[str, Workload]) -> None:
 
 
 def markdown(found: Mapping[str, Any], order: Iterable[str]) -> str:
-    """The table by groups, how each row grows, and the profiles."""
+    """The table by groups, how each row grows, how far rows are from the machine's limit, and the profiles."""
     rows = {name: found["rows"][name] for name in order if name in found["rows"]}
     lines = []
     for group, title in GROUPS.items():
@@ -69,6 +70,9 @@ def markdown(found: Mapping[str, Any], order: Iterable[str]) -> str:
     growing = {name: one for name, one in rows.items() if len(one["points"]) > 1}
     if growing:
         lines += ["### How each grows", "", *_growth(growing), ""]
+    limited = {name: one for name, one in rows.items() if "limit" in one}
+    if limited:
+        lines += ["### How far from the machine's limit", "", *_limits(limited), ""]
     for profile in found["profiles"].values():
         lines += [f"### Where the time goes: {profile['title']}", "", *_profile(profile), ""]
     return "\n".join(lines)
@@ -132,6 +136,28 @@ def _growth(rows: Mapping[str, Any]) -> list[str]:
             peaks = [megabytes(point[f"{side}_peak"]) for side in SIDES if f"{side}_peak" in point]
             points.append(f"{point['size']:,}: {times}" + (f" ({', '.join(peaks)})" if peaks else ""))
         lines.append(f"| `{name}`, {one['unit']} | {'<br>'.join(points)} |")
+    return lines
+
+
+def _limits(rows: Mapping[str, Any]) -> list[str]:
+    head = "| row | computed in | GFLOP of products | peak, GFLOP/s | least | ours | share of the peak |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    for name, one in rows.items():
+        flops, point = one["limit"]["flops"], one["points"][0]
+        for side, peak in one["limit"]["peaks"].items():
+            if side not in point:
+                continue
+            least, (device, precision) = flops / peak, COMPUTED[side]
+            cells = [
+                f"`{name}`",
+                precision if device == "cpu" else f"{precision}, GPU",
+                figure(flops / GIGA),
+                figure(peak / GIGA),
+                shown(least, one),
+                shown(point[side], one),
+                ", ".join([f"{100 * least / point[side]:.0f} %", *_loaded(one["made"])]),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
