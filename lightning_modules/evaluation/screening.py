@@ -65,13 +65,22 @@ class Pairs(NamedTuple):
     row: Tensor
 
     def similarities(self, queries: Tensor, train: Tensor, offset: Tensor) -> Tensor:
-        """(pairs,) products in float32, offset (N,) subtracted."""
+        """(pairs,) products in float32, offset (N,) subtracted.
+
+        Row after row: each training row is read once, the queries of a chunk stay in the processor's cache.
+        """
+        by_row = (self.row * len(queries) + self.query()).sort()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*beta state.*")  # this layout's, told once
             wanted = torch.sparse_csr_tensor(
-                self.first, self.row, torch.zeros(len(self.row)), (len(queries), len(train)), check_invariants=False
+                firsts(torch.bincount(self.row, minlength=len(train))),
+                by_row.values % len(queries),
+                torch.zeros(len(self.row)),
+                (len(train), len(queries)),
+                check_invariants=False,
             )
-        return torch.sparse.sampled_addmm(wanted, queries, train.T, beta=0).values() - offset[self.row]
+        products = torch.sparse.sampled_addmm(wanted, train, queries.T, beta=0).values()
+        return torch.empty_like(products).index_put_((by_row.indices,), products) - offset[self.row]
 
     def query(self) -> Tensor:
         """(pairs,) number of the query of each pair."""
@@ -166,9 +175,8 @@ class Screen:
         found = (inside & ~opened[query, None]).nonzero()
         block, query = block[found[:, 0]], query[found[:, 0]]
         row = self.row[block % largest.shape[1] * BLOCK + found[:, 1]]
-        first = torch.bincount(query, minlength=len(largest)).cumsum(0)
         in_order = (query * len(self.train) + row).sort().values
-        return Pairs(torch.cat([first.new_zeros(1), first]), in_order % len(self.train))
+        return Pairs(firsts(torch.bincount(query, minlength=len(largest))), in_order % len(self.train))
 
     def search(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
         """(Q, k) rows nearest to queries (Q, D), nearest first, and (Q, classes) similarity to the nearest of a class.
@@ -189,6 +197,11 @@ class Screen:
             similarity = queries[opened] @ self.train.T - self.offset
             found[opened], scores[opened] = plainly(similarity, self.labels, self.num_classes, k)
         return found, scores
+
+
+def firsts(counts: Tensor) -> Tensor:
+    """(N + 1,) where each of N groups that lie one behind the other begins, and the end; counts: (N,) their sizes."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 
 def blocks(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
