@@ -15,6 +15,7 @@ from lightning_modules.contrast.attack import frozen_statistics
 from lightning_modules.copies import CountedBatchNorm2d, alike, countable, counted, once
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.encoders.hierarchical import HierarchicalEncoder, ProjectedEncoder
+from lightning_modules.encoders.st_gcn import STGCN
 from lightning_modules.layers import conv_bn
 from lightning_modules.psp import PSP
 from lightning_modules.schedules import Constant
@@ -250,6 +251,45 @@ def test_the_gradient_of_a_clip_is_that_of_all_bodies():
         found.append(torch.autograd.grad((output * random(6, 12, key=4)).sum(), joints)[0])
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
     assert found[0][[0, 2, 3], ..., 1].abs().amax((1, 2, 3)).min() > 0
+
+
+def spatial_temporal(absent_once: bool, dropout: float = 0.0) -> STGCN:
+    torch.manual_seed(0)
+    encoder = STGCN("ntu25", width=4, out_channels=8, dropout=dropout, absent_once=absent_once)
+    for parameter in encoder.parameters():  # convolutions start near 0
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return encoder.double()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_st_gcn_without_dropout_gives_what_all_bodies_give(training):
+    encoders = [spatial_temporal(once).train(training) for once in (True, False)]
+    rows: list[int] = []
+    encoders[0].units.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    joints = clips(6, [0, 2, 3], key=5)
+    joints[1, ..., 0] = 0  # an absent first body is the same row as an absent second
+    outputs = [encoder(joints) for encoder in encoders]
+    assert rows == [12 - 4 + 1]
+    torch.testing.assert_close(*outputs, rtol=1e-10, atol=1e-10)
+    for output in outputs:
+        (output * random(*output.shape, key=4)).sum().backward()
+    gradients = [{name: p.grad for name, p in encoder.named_parameters()} for encoder in encoders]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(*(dict(encoder.named_buffers()) for encoder in encoders), rtol=1e-10, atol=1e-10)
+
+
+def test_where_dropout_acts_every_absent_body_has_numbers_of_its_own():
+    """The features of training are those of all bodies to the bit; in evaluation absent ones are one row."""
+    encoders = [spatial_temporal(once, dropout=0.5).train() for once in (True, False)]
+    rows: list[int] = []
+    encoders[0].units.register_forward_hook(lambda module, inputs, output: rows.append(len(output)))
+    joints, outputs = clips(6, [0, 2, 3], key=5), []
+    for encoder in encoders:
+        torch.manual_seed(1)
+        outputs.append(encoder(joints))
+    assert torch.equal(*outputs) and not torch.equal(outputs[0][1], outputs[0][5])
+    torch.testing.assert_close(*(encoder.eval()(joints) for encoder in encoders), rtol=1e-10, atol=1e-10)
+    assert rows == [12, 12 - 3 + 1]
 
 
 def test_statistics_that_are_frozen_stay_under_counting_too():

@@ -1,10 +1,12 @@
 """ST-GCN, the graph network of SkeletonCLR and AimCLR (Yan et al., AAAI 2018), and its projection (MoCo v2)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES, SkeletonTopology
+from lightning_modules.copies import CountedBatchNorm2d, alike, once
 from lightning_modules.heads import pool, unit
 
 
@@ -19,7 +21,7 @@ def partitioned_graph(topology: SkeletonTopology) -> Tensor:
 
 
 class GraphConvolution(nn.Module):
-    """y[w] = sum_k sum_v (A_k M_k)[v, w] W_k x[v], M the importance of the edges, learnt, 1 at first."""
+    """y[w] = sum_k sum_v (A_k M_k)[v, w] (W_k x[v] + b_k), M the importance of the edges, learnt, 1 at first."""
 
     graph: Tensor
 
@@ -31,8 +33,12 @@ class GraphConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, T, V) -> (B, C', T, V)"""
-        subsets = self.project(x).unflatten(1, (len(self.graph), -1))
-        return torch.einsum("bkctv,kvw->bctw", subsets, self.graph * self.importance)
+        # Joints are gathered before they are projected, which commutes: no unit has more channels before than behind.
+        edges, subsets = self.graph * self.importance, len(self.graph)
+        gathered = torch.einsum("bctv,kvw->bkctw", x, edges).flatten(1, 2)
+        weight = self.project.weight.unflatten(0, (subsets, -1)).transpose(0, 1).flatten(1, 2)  # (C', K C, 1, 1)
+        bias = self.project.bias.unflatten(0, (subsets, -1))  # type: ignore[union-attr]
+        return F.conv2d(gathered, weight).add_(torch.einsum("kc,kvw->cw", bias, edges)[:, None])
 
 
 class Unit(nn.Module):
@@ -47,10 +53,10 @@ class Unit(nn.Module):
         super().__init__()
         self.graph_convolution = GraphConvolution(in_channels, out_channels, graph)
         self.temporal = nn.Sequential(
-            nn.BatchNorm2d(out_channels),
+            CountedBatchNorm2d(out_channels),
             nn.ReLU(),
             nn.Conv2d(out_channels, out_channels, (9, 1), (stride, 1), padding=(4, 0)),
-            nn.BatchNorm2d(out_channels),
+            CountedBatchNorm2d(out_channels),
             nn.Dropout(dropout),
         )
         self.residual: nn.Module | None = None
@@ -58,7 +64,7 @@ class Unit(nn.Module):
             self.residual = nn.Identity()
         elif residual:
             self.residual = nn.Sequential(
-                nn.Conv2d(in_channels, out_channels, 1, (stride, 1)), nn.BatchNorm2d(out_channels)
+                nn.Conv2d(in_channels, out_channels, 1, (stride, 1)), CountedBatchNorm2d(out_channels)
             )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,14 +78,24 @@ class STGCN(nn.Module):
 
     Published: width h = 16, out_channels D = 256, dropout .5. The first unit has neither residual nor dropout, and
     convolutions start N(0, .02), batch norms N(1, .02), as in ST-GCN. Raises InputError for clips of other joints.
+
+    absent_once: all-zero bodies are computed once for the whole batch where no dropout acts, as in evaluation, which
+    changes no more than rounding; dropout draws for every body.
     """
 
     def __init__(
-        self, topology: str, width: int = 16, out_channels: int = 256, dropout: float = 0.5, in_channels: int = 3
+        self,
+        topology: str,
+        width: int = 16,
+        out_channels: int = 256,
+        dropout: float = 0.5,
+        in_channels: int = 3,
+        absent_once: bool = True,
     ):
         super().__init__()
         graph = partitioned_graph(TOPOLOGIES[topology])
         self.topology, self.in_channels, self.out_channels = topology, in_channels, out_channels
+        self.absent_once = absent_once
         self.data_bn = nn.BatchNorm1d(graph.shape[-1] * in_channels)
         widths = [width] * 4 + [2 * width] * 3 + [4 * width] * 2 + [out_channels]
         units = [Unit(in_channels, width, graph, 1, 0.0, residual=False)]
@@ -106,8 +122,13 @@ class STGCN(nn.Module):
                 f"ST-GCN was built for (axes, joints) = {(self.in_channels, joints)}, but the clips have {(c, v)}: "
                 "choose the encoder's topology after the data"
             )
-        x = self.data_bn(clips.permute(0, 4, 3, 1, 2).reshape(n * m, v * c, t))
-        return self.units(x.reshape(n * m, v, c, t).permute(0, 2, 3, 1))
+        x = clips.permute(0, 4, 3, 1, 2).reshape(n * m, v * c, t)
+        rows = alike(x) if self.absent_once and not self._drops() else None
+        x = self.data_bn(x).reshape(n * m, v, c, t).permute(0, 2, 3, 1)
+        return once(self.units, self.units, rows, x)
+
+    def _drops(self) -> bool:
+        return any(part.training and part.p > 0 for part in self.modules() if isinstance(part, nn.Dropout))
 
 
 class ProjectedSTGCN(nn.Module):
