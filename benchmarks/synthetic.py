@@ -9,15 +9,16 @@ from datamodules.batch import SkeletonBatch
 from datamodules.store import StoreIndex, read_manifest, write_store
 
 FRAMES = (60, 101)
+LENGTHS = (100, 50, 300)  # frames of a clip in the curves over frames; NTU RGB+D has none of more than 300
 TWO_BODIES = 5  # every so-manyth clip has a second body; in NTU RGB+D it is 11 of 60 classes
 
 
-def ntu_files(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Files in the NTU format: random walks."""
+def ntu_files(folder: Path, count: int, seed: int = 0, length: int | None = None) -> list[Path]:
+    """Files in the NTU format: random walks; length: frames of each, None for 60 to 100."""
     rng = np.random.default_rng(seed)
     paths = []
     for number in range(count):
-        frames, bodies = int(rng.integers(*FRAMES)), 2 if number % TWO_BODIES == 4 else 1
+        frames, bodies = length or int(rng.integers(*FRAMES)), 2 if number % TWO_BODIES == 4 else 1
         start = rng.normal(scale=0.4, size=(1, bodies, 25, 3)) + np.array((0, 0, 3))
         joints = start + rng.normal(scale=0.01, size=(frames, bodies, 25, 3)).cumsum(axis=0)
         rest = rng.normal(scale=300, size=(frames, bodies, 25, 8))

@@ -17,6 +17,7 @@ from benchmarks.workloads import ALL, training
 from lightning_modules.copies import CountedBatchNorm2d
 from lightning_modules.encoders.ctr_gcn import CTRGCN
 from lightning_modules.encoders.dsta import DSTANet
+from lightning_modules.encoders.st_gcn import STGCN
 
 LAYERS = [[8, 8, 4, 1], [8, 12, 4, 2]]
 STARTS = [name for name in ALL if name.startswith("start_")]
@@ -32,7 +33,14 @@ def test_ours_equals_the_plain_implementation_and_both_run(name):
         case.plain()
 
 
-@pytest.mark.parametrize("encoder", [CTRGCN("ntu25", width=8), DSTANet("ntu25", LAYERS, subsets=2, num_frames=12)])
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        CTRGCN("ntu25", width=8),
+        DSTANet("ntu25", LAYERS, subsets=2, num_frames=12),
+        STGCN("ntu25", width=4, out_channels=8, dropout=0.0),
+    ],
+)
 def test_every_row_is_computed_within_published(encoder):
     """Of four clips with two bodies each, of which the second is absent."""
     clips, rows = synthetic.batch(4, frames=12).joints, []
@@ -57,6 +65,21 @@ def test_the_plain_side_of_a_step_counts_no_copies(method, tmp_path):
     assert copies and not any(copies)
     module.objective(batch)
     assert any(copies)
+
+
+def test_curves_over_frames_are_of_clips_of_so_many_frames(tmp_path, monkeypatch):
+    """The size of such a row is the length of its clips, not their number."""
+    seen = []
+    files, clips = synthetic.ntu_files, synthetic.batch
+    monkeypatch.setattr(
+        synthetic, "ntu_files", lambda *given, length: seen.append(length) or files(*given, length=length)
+    )
+    monkeypatch.setattr(synthetic, "batch", lambda count, frames: seen.append(frames) or clips(count, frames))
+    rows = [workload for workload in ALL.values() if workload.unit == "frames" and workload.group == "data"]
+    for workload in rows:
+        workload.make(7, Setting(tmp_path, small=True))
+    assert seen == [7] * len(rows) and len(rows) > 1
+    assert [path.read_text().split("\n", 1)[0] for path in synthetic.ntu_files(tmp_path, 2, length=9)] == ["9", "9"]
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from torch import Tensor
 from datamodules.batch import SkeletonBatch
 from datamodules.topology import TOPOLOGIES
 from lightning_modules.a2mc import A2MC
+from lightning_modules.aim_clr import EXTREME_VIEW, AimCLR
 from lightning_modules.contrast.adversarial_bank import AdversarialBank
 from lightning_modules.contrast.attack import EPSILON, Attack, frozen_statistics
 from lightning_modules.contrast.cross_level import PAIRS
@@ -18,6 +19,7 @@ from lightning_modules.losses.perceptual import PERCEPTUAL
 from lightning_modules.psp import PSP
 from lightning_modules.scd_net import SCDNet
 from lightning_modules.sds_cl import SDSCL, Squeezed
+from lightning_modules.skeleton_clr import SkeletonCLR
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -104,6 +106,60 @@ def scd_net(module: SCDNet, batch: SkeletonBatch) -> dict[str, Tensor]:
         for source, target in PAIRS
     }
     return terms | {f"key_{level}": getattr(keys, level) for level in module.queues}
+
+
+def skeleton_clr(module: SkeletonCLR, batch: SkeletonBatch) -> dict[str, Tensor]:
+    """The contrast of one view with the other and the queue."""
+    clips, others = module.views(batch)
+    with torch.no_grad():
+        key = module.encoders.key(others)
+    query = module.encoders.query(clips)
+    return {"contrast": info_nce(query, key, module.queue.keys, module.temperature), "key": key}
+
+
+def aim_clr(module: AimCLR, batch: SkeletonBatch) -> dict[str, Tensor]:
+    """The contrast with mined positives and the two D3M terms, each query's similarities by themselves."""
+    clips, others = module.views(batch)
+    with torch.no_grad():
+        key = module.encoders.key(others)
+    network, bodies = module.encoders.query, clips.shape[-1]
+    normal, features = network(clips), network.encoder(module.seen(module.extreme, batch, EXTREME_VIEW))
+    extreme = network.project(features, bodies)
+    dropped = network.project(energy_dropped(features, module.threshold), bodies)
+    logs, mined = [], []
+    for query in (normal, extreme, dropped):
+        memory = torch.einsum("nd,dk->nk", query, module.queue.keys)
+        logits = torch.cat([torch.einsum("nd,nd->n", query, key)[:, None], memory], dim=1) / module.temperature
+        logs.append(logits.log_softmax(1))
+        mined.append(1 + memory.argmax(1))  # the key comes first
+    rows = torch.arange(len(key), device=key.device)
+    positive = torch.zeros_like(logs[0])
+    positive[:, 0] = 1
+    for column in mined if module.place.epoch >= module.mine_from else []:
+        positive[rows, column] = 1
+    target = logs[0].exp().detach()
+    return {
+        "contrast": -((positive * logs[0]).sum(1) / positive.sum(1)).mean(),
+        "d3m_extreme": -(target * logs[1]).sum(1).mean() / 2,
+        "d3m_dropped": -(target * logs[2]).sum(1).mean() / 2,
+        "key": key,
+    }
+
+
+def energy_dropped(features: Tensor, threshold: float) -> Tensor:
+    """EADM body after body: joints that stand out go, then cells that do; the rest grows by the share of what is left.
+
+    A cell stands out by e = (x - mean)^2 / (4 (variance + 1e-4)) + .5, statistics of its channel, through a sigmoid.
+    """
+    found = []
+    for x in features:  # (C, T, V)
+        squares = (x.detach() - x.detach().mean((1, 2), keepdim=True)) ** 2
+        variance = squares.sum((1, 2), keepdim=True) / (x[0].numel() - 1)
+        attention = 1 / (1 + torch.exp(-(squares / (4 * (variance + 1e-4)) + 0.5)))
+        for kept in (attention.mean((0, 1)) < threshold, attention < threshold):
+            x = x * kept / kept.to(x.dtype).mean()
+        found.append(x)
+    return torch.stack(found)
 
 
 def attacked(module: A2MC, attack: Attack, clips: Tensor) -> Tensor:

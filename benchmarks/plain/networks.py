@@ -16,6 +16,7 @@ from lightning_modules.attention.siia import HeadAttention
 from lightning_modules.encoders.ctr_gcn import GraphUnit
 from lightning_modules.encoders.dsta import SubsetAttention
 from lightning_modules.encoders.hierarchical import SelfAttention
+from lightning_modules.encoders.st_gcn import GraphConvolution
 from lightning_modules.layers import Pointwise, leaky
 
 
@@ -66,6 +67,12 @@ def graph_unit(self: GraphUnit, x: Tensor) -> Tensor:
     return torch.relu(self.bn(y) + self.down(x))
 
 
+def graph_convolution(self: GraphConvolution, x: Tensor) -> Tensor:
+    """ST-GCN as published: every joint projected for every subset, then gathered."""
+    subsets = self.project(x).unflatten(1, (len(self.graph), -1))
+    return torch.einsum("bkctv,kvw->bctw", subsets, self.graph * self.importance)
+
+
 @contextmanager
 def published(*networks: nn.Module) -> Iterator[None]:
     """Within it our layers compute as above, and the networks every body, whichever encoder is theirs."""
@@ -76,6 +83,7 @@ def published(*networks: nn.Module) -> Iterator[None]:
             (HeadAttention, "forward", head_attention),
             (PPA, "onto_joints", onto_joints),
             (GraphUnit, "forward", graph_unit),
+            (GraphConvolution, "forward", graph_convolution),
             (SelfAttention, "forward", nn.MultiheadAttention.forward),
             (Pointwise, "forward", nn.Conv2d.forward),
         ):

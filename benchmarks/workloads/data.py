@@ -1,5 +1,6 @@
 """From raw files to two augmented views: parsing, recipes, views, the loader, the store's memory."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +29,14 @@ VIEW = CroppedView("ntu25")
 BATCH = 64
 
 
-def parse(size: int, setting: Setting) -> Case:
-    """Read `size` files."""
-    paths = synthetic.ntu_files(setting.folder, size)
+def by_frames(make: Callable[[int, Setting, int], Case], count: int, size: int, setting: Setting) -> Case:
+    """`make` of `count` files or clips, fewer on tiny sizes, of `size` frames each."""
+    return make(3 if setting.small else count, setting, size)
+
+
+def parse(size: int, setting: Setting, frames: int | None = None) -> Case:
+    """Read `size` files; frames: of each, None for the synthetic ones' own."""
+    paths = synthetic.ntu_files(setting.folder, size, length=frames)
 
     def check() -> None:
         for path in paths:
@@ -40,9 +46,9 @@ def parse(size: int, setting: Setting) -> Case:
     return Case(lambda: [READER.read(path) for path in paths], lambda: [read_plainly(path) for path in paths], check)
 
 
-def prepare(recipe: str, size: int, setting: Setting) -> Case:
-    """Read `size` files and normalise them."""
-    paths = synthetic.ntu_files(setting.folder, size)
+def prepare(recipe: str, size: int, setting: Setting, frames: int | None = None) -> Case:
+    """Read `size` files and normalise them; frames: as in `parse`."""
+    paths = synthetic.ntu_files(setting.folder, size, length=frames)
 
     def ours(path: Path) -> np.ndarray:
         sample = READER.read(path)
@@ -63,9 +69,9 @@ def drawn(clips: int, step: int) -> list[dict]:
     return [VIEW.draw(clips, generator(1, step, view)) for view in (0, 1)]
 
 
-def views(size: int, setting: Setting) -> Case:
-    """Two augmented views of `size` clips that are in memory."""
-    clips = synthetic.batch(size)
+def views(size: int, setting: Setting, frames: int = 100) -> Case:
+    """Two augmented views of `size` clips of so many frames that are in memory."""
+    clips = synthetic.batch(size, frames)
     alone = clips.joints.numpy()
 
     def ours() -> list[torch.Tensor]:
@@ -150,10 +156,16 @@ def store_memory(size: int, setting: Setting) -> Case:
     return Case(ours, plain, check, facts={"of": real})
 
 
+FILES = 10  # of each length
+
 WORKLOADS = [
     Workload(
         "parse", "data", "NTU files parsed", "line by line, number by number", parse, "files", (30, 10, 90), 2,
         threads=1,
+    ),
+    Workload(
+        "parse_frames", "data", f"{FILES} NTU files of so many frames parsed", "line by line, number by number",
+        partial(by_frames, parse, FILES), "frames", synthetic.LENGTHS, 5, threads=1, rounds=3,
     ),
     *(
         Workload(
@@ -164,9 +176,22 @@ WORKLOADS = [
         )
         for recipe, times, released in (("agcn", 10, 24.6), ("dsta", 6, 46.0))
     ),
+    *(
+        Workload(
+            f"prepare_{recipe}_frames", "data",
+            f"{FILES} NTU files of so many frames parsed and normalised by `{recipe}`",
+            "line by line, then loops over bodies, frames and joints",
+            partial(by_frames, partial(prepare, recipe), FILES), "frames", synthetic.LENGTHS, 5, threads=1, rounds=3,
+        )
+        for recipe in PLAIN
+    ),
     Workload(
         "views", "data", "two augmented views a clip (A2MC's), clips in memory", "clip by clip in numpy", views,
         "clips", (64, 16, 256), 3,
+    ),
+    Workload(
+        "views_frames", "data", f"two augmented views (A2MC's) of each of {BATCH} clips of so many frames, in memory",
+        "clip by clip in numpy", partial(by_frames, views, BATCH), "frames", synthetic.LENGTHS, 20,
     ),
     Workload(
         "loader", "data", "an epoch of the loader, two augmented views a clip, one core",

@@ -1,6 +1,7 @@
 """Frozen features: embedding, the linear probe of 80 epochs, nearest neighbours at the size of NTU RGB+D 60."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -32,9 +33,9 @@ def batches(clips: int, setting: Setting) -> list[SkeletonBatch]:
     return [SkeletonBatch(*part) for part in parts]
 
 
-def embedding(size: int, setting: Setting) -> Case:
-    """`size` clips through SDS-CL's published encoder."""
-    module, clips = built("sds_cl", setting).eval(), batches(size, setting)
+def embedding(method: str, size: int, setting: Setting) -> Case:
+    """`size` clips through the method's published encoder."""
+    module, clips = built(method, setting).eval(), batches(size, setting)
 
     @torch.no_grad()
     def ours() -> Tensor:
@@ -134,7 +135,12 @@ def knn(size: int, setting: Setting) -> Case:
 WORKLOADS = [
     Workload(
         "embedding", "evaluation", "clips embedded by SDS-CL's published encoder", "every body, subset after subset",
-        embedding, "clips", (16, 8, 32), 3, rounds=3, precisions=("fp32", "bf16"),
+        partial(embedding, "sds_cl"), "clips", (16, 8, 32), 3, rounds=3, precisions=("fp32", "bf16"),
+    ),
+    Workload(
+        "embedding_skeleton_clr", "evaluation", "clips embedded by SkeletonCLR's published encoder",
+        "every body, joints projected for every subset, then gathered",
+        partial(embedding, "skeleton_clr"), "clips", (32, 8), 3, rounds=3, precisions=("fp32", "bf16"),
     ),
     Workload(
         "linear", "evaluation", "SDS-CL's linear evaluation of 80 epochs, embedding included",

@@ -19,6 +19,7 @@ from benchmarks.plain.networks import published
 from benchmarks.plain.ppa import polymerised_joint_map
 from datamodules.batch import SkeletonBatch
 from lightning_modules.attention.ppa import PPA, broadcast
+from lightning_modules.attention.siia import SIIA, Decoupled
 from lightning_modules.base import SkeletonModule
 from lightning_modules.contrast.adversarial_bank import AdversarialBank
 from lightning_modules.contrast.cross_level import PAIRS, cross_level
@@ -35,6 +36,8 @@ PLAIN: dict[str, Callable[[Any, Any], dict[str, Tensor]]] = {
     "scd_net": contrast.scd_net,
     "a2mc": contrast.a2mc,
     "a2mc_released": contrast.a2mc,
+    "skeleton_clr": contrast.skeleton_clr,
+    "aim_clr": contrast.aim_clr,
 }
 
 
@@ -46,13 +49,15 @@ def configured(method: str, setting: Setting, *overrides: str) -> DictConfig:
 
 
 def built(method: str, setting: Setting, *overrides: str) -> SkeletonModule:
-    """The method in training mode, with weights of a seed; A2MC with full banks."""
+    """The method in training mode, with weights of a seed; A2MC with full banks, AimCLR where it mines."""
     torch.manual_seed(1)
     module = build(configured(method, setting, *overrides).method).train().to(setting.device)
     if method.startswith("a2mc"):
         for bank in module.banks.values():
             bank.weight.copy_(F.normalize(bank.weight, dim=0))
         module.filled.fill_(module.memory_size)
+    if method == "aim_clr":
+        module.place.epoch = module.mine_from
     return module
 
 
@@ -238,6 +243,25 @@ def ppa_maps(gradient: bool, size: int, setting: Setting) -> Case:
     return Case(ours, plain, lambda: torch.testing.assert_close(ours(), plain(), rtol=1e-4, atol=1e-4))
 
 
+def siia(size: int, setting: Setting) -> Case:
+    """SIIA's four attentions of one stream over four bodies in clips of `size` frames, which the encoder quarters."""
+    torch.manual_seed(1)
+    channels = 16 if setting.small else 256
+    module = SIIA(channels, heads=4).eval()
+    streams = torch.randn(2, 4, channels, -(-size // 4), 25)
+
+    @torch.no_grad()
+    def ours() -> Decoupled:
+        return module(*streams)
+
+    @torch.no_grad()
+    def plain() -> Decoupled:
+        with published(module):
+            return module(*streams)
+
+    return Case(ours, plain, lambda: torch.testing.assert_close(ours(), plain(), rtol=1e-4, atol=1e-4))
+
+
 # K of the released step that was measured: 7.9 s at batch 8.
 K = ("method.memory_size=1024",)
 ONE_BY_ONE = "every body, subset and pairing one after the other"
@@ -247,6 +271,13 @@ NAMES = {
     "scd_net": ("SCD-Net", K, "CTR-GC on every frame, each similarity by itself", (4, 2)),
     "a2mc": ("A2MC", K, "label and gradients of all weights in each attack, mixtures as features", (4,)),
     "a2mc_released": ("A2MC as released", K, "label and gradients of all weights, mixtures as features", (8, 2)),
+    "skeleton_clr": ("SkeletonCLR", (), "joints projected for every subset, then gathered", (16, 4)),
+    "aim_clr": (
+        "AimCLR, mining",
+        (),
+        "joints projected for every subset, then gathered, each similarity by itself, EADM body after body",
+        (16, 4),
+    ),
 }
 GOALS = {
     "a2mc_released": Goal("amount", 7.9 / 2, False, "half of the released step's 7.9 s"),
@@ -279,5 +310,9 @@ WORKLOADS = [
         "ppa_maps_gradient", "training", "PPA's joint maps and their gradient", "pair by pair",
         partial(ppa_maps, True), "maps", (180, 45), 2, threads=1,
         goal=Goal("ratio", 10, True, "at least 10 times as fast"),
+    ),
+    Workload(
+        "siia_frames", "training", "SIIA's four attentions on the features of four bodies in clips of so many frames",
+        "head after head", siia, "frames", synthetic.LENGTHS, 10,
     ),
 ]  # fmt: skip
