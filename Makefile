@@ -144,7 +144,7 @@ reproduce-ucla: $(STAMP) ## NW-UCLA: every method, at 5, 15, 30 and 40 labelled 
 
 # FedMLLM's table on Hateful Memes: four settings, two at a time on the miniature, one at a time on real data.
 FEDMLLM_SETTINGS := $(if $(filter true,$(full)),alpha_5 alpha_1) alpha_05 $(if $(filter true,$(full)),missing_30 missing_40) missing_50 $(if $(filter true,$(full)),cross_3_7) cross_5_5 $(if $(filter true,$(full)),cross_7_3 hybrid_80 hybrid_70) hybrid_60
-# Of the miniature's tiny model two threads make one step no faster.
+# On the miniature two settings run side by side, each on one thread.
 FEDMLLM_THREADS := $(if $(HATEFUL_MEMES_RAW),,OMP_NUM_THREADS=1 )
 FEDMLLM_ROWS := zero_shot,local,centralised,fedavg,fedavgm,fedadam,fedyogi,prompt,adaptive$(if $(filter true,$(full)),$(comma)fedadagrad$(comma)fedprox$(comma)one_shot)
 
