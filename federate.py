@@ -6,6 +6,8 @@ What is federated is the configuration's `workload`.
 
 import copy
 import json
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ from tracking import identity, loggers, memory, processes, records, showing
 from tracking.build import build
 from tracking.doors import door
 from train import NOT_TRAINED, check_processes, plain, set_aside
+
+REASONS, REASON = 10, 80  # reasons of rejection in a record, and letters of each
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,23 @@ class Run:
         whole = self.workload.manifest
         return public(whole) if self.federated["privacy"] else whole
 
+    @property
+    def withholds_rejected(self) -> bool:
+        """Whether what was left out of the raw files is the clients' and they are private: no noise covers it."""
+        return bool(self.federated["privacy"]) and "sites" not in self.workload.manifest
+
+    @property
+    def rejected(self) -> Sequence[tuple[str, str]] | None:
+        """What was left out of the raw files, as far as the run tells it; None where it tells nothing."""
+        return None if self.withholds_rejected else self.workload.rejected
+
+    @property
+    def described(self) -> str:
+        """What the raw files hold and what was rejected of them, in a line as far as the run tells it."""
+        if self.workload.described and self.withholds_rejected:
+            return "what was rejected of the raw files is the clients', and they are private: prepare.py tells it"
+        return self.workload.described
+
     def record(self, **facts) -> records.Record:
         """A record of a result on this run's data, to which `facts` adds what was measured."""
         data, workload = self.config["data"], self.workload
@@ -93,12 +114,21 @@ class Run:
                 "split": data["split"],
                 "counts": dict(workload.counts),
                 **({"base_model": workload.base_model} if workload.base_model else {}),
+                **({} if self.rejected is None else {"rejected": by_reason(self.rejected)}),
                 **{name: self.manifest[name] for name in ("server", "sites") if name in self.manifest},
             },
             seeds={"seed": self.config["seed"]},
             **({"command": self.command} if self.command else {}),
             **facts,
         )
+
+
+def by_reason(rejected: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """How many files or samples were left out for each of the commonest reasons, details apart, and for others."""
+    counted = Counter(reason.partition(":")[0][:REASON] for _, reason in rejected)
+    common = dict(counted.most_common(REASONS))
+    others = counted.total() - sum(common.values())
+    return common | ({"other reasons": others} if others else {})
 
 
 def federation(run: Run, engine: Engine | None = None) -> Orchestrator:
@@ -211,15 +241,18 @@ def made_or_found(run: Run, config: DictConfig, team: Team, engine: Engine | Non
 
 
 def prepare_folder(run: Run, fresh: bool) -> None:
-    """Say who holds what, and keep it in the run's folder, an earlier run set aside if this is to be `fresh`."""
+    """Say what was read and who holds what, and keep it in the run's folder; `fresh` sets an earlier run aside."""
     if fresh:
         set_aside(run.folder)
     manifest = run.manifest
     sizes = manifest["sizes"]
     skew = f", skew {manifest['skew']:.2f}" if "skew" in manifest else ""
+    if run.described:
+        print(run.described)
     print(f"{len(sizes)} clients by {run.federated['by']}: {sizes} samples{skew}")
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "partition.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    left_out = {} if run.rejected is None else {"rejected": run.rejected}
+    (run.folder / "partition.json").write_text(json.dumps(manifest | left_out, indent=1) + "\n")
 
 
 def forecast(run: Run, orchestrator: Orchestrator) -> None:

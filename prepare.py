@@ -71,17 +71,11 @@ def read_corpus(config: DictConfig) -> Corpus:
 def check_corpus(config: DictConfig) -> dict:
     """Reads a corpus and says in one line what it holds and what was rejected."""
     corpus = read_corpus(config)
-    counts = {"train": len(corpus.train), "test": len(corpus.test)}
-    counts |= {side: len(samples) for side, samples in corpus.further.items()}
-    shown = [f"{number} {side}" for side, number in counts.items() if number or side in ("train", "test")]
-    told = [*shown, f"{len(corpus.rejected)} rejected"]
-    if corpus.rejected:
-        told[-1] += f" (first {': '.join(corpus.rejected[0])})"
-    print(f"{corpus.name}: {', '.join(told)}")
+    print(reading.told(corpus))
     if config.strict and corpus.rejected:
-        raise InputError(f"{corpus.title}: strict=true and {told[-1]}: complete the folder")
+        raise InputError(f"{corpus.title}: strict=true and {reading.rejections(corpus)}: complete the folder")
     facts = {"task": corpus.task, "miniature": corpus.miniature, "fingerprint": corpus.fingerprint}
-    return {"corpus": corpus.name, **facts, "counts": counts, "rejected": len(corpus.rejected)}
+    return {"corpus": corpus.name, **facts, "counts": reading.counts_of(corpus), "rejected": len(corpus.rejected)}
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ class Sited:
         self.schema, self.base_model, self.tested = here.schema, here.base_model, here.tested
         self.module, self.evaluate, self.row, self.rate = here.module, here.evaluate, here.row, here.rate
         self.samples, self.save, self.saved = here.samples, here.save, here.saved
+        # Of the server's own reading: what a site left out stands in that site's log.
+        self.rejected, self.described = here.rejected, here.described
         self.miniature = here.miniature or any(site.miniature for site in sites)
         sizes = [site.samples for site in sites]
         told = [{"client": number, **asdict(site)} for number, site in enumerate(sites)]

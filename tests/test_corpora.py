@@ -1,6 +1,7 @@
 """Every image-text preset: composes, writes its miniature, is read, and can be shared out in every scenario."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,10 @@ from hydra import compose, initialize_config_dir
 import prepare
 from datamodules.errors import InputError
 from datamodules.image_text.module import ImageTextDataModule, columns
+from datamodules.image_text.reading import verdict
+from datamodules.image_text.sample import Corpus, Sample
+from datamodules.miniature.folder import MARK
+from datamodules.miniature.memes import write_memes
 from datamodules.partition import IID
 from tracking.build import build
 
@@ -107,3 +112,23 @@ def test_the_miniature_at_its_own_size_can_be_shared_out_as_published(setting, t
         config = compose("federate", [f"experiment=fedmllm/{setting}", "raw=miniature", f"paths.root={root}"])
     pieces = build(config.federated.partition).split(columns(prepare.read_corpus(config).train))
     assert len(pieces) == 10 and min(map(len, pieces)) > 0
+
+
+def test_an_incomplete_set_is_no_whole_one_and_told_so(tmp_path, capsys):
+    write_memes(tmp_path / "raw", train=24, dev=4, test=8)
+    (tmp_path / "raw" / MARK).unlink()
+    prepare.main.run(composed(tmp_path, "hateful_memes", f"raw={tmp_path / 'raw'}"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "24 train, 8 test, 4 dev_seen, 2 rejected (first img/" in line
+    assert line.endswith("; not the whole set, which has 8500 train and 1000 test")
+
+
+@pytest.mark.parametrize(
+    ("official", "said"),
+    [((2, 1), "; the official numbers"), ((2, 2), "; not the whole set, which has 2 train and 2 test"),
+     (None, "; unverified: no official numbers are known")],
+)  # fmt: skip
+def test_the_verdict_is_on_training_and_test_samples(official, said):
+    sample = Sample("1", None, "x", "no", 0)
+    corpus = Corpus("x", "X", "classification", ("no", "yes"), [sample] * 2, [sample], "f", False, official=official)
+    assert verdict(corpus) == said and verdict(replace(corpus, miniature=True)) == ""

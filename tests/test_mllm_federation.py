@@ -1,6 +1,7 @@
 """federate.py on a multimodal LLM: rows, exports, equalities, kill -9; all with a random model and a few memes."""
 
 import contextlib
+import json
 import multiprocessing
 import os
 import shutil
@@ -63,6 +64,34 @@ def test_a_record_says_what_was_exchanged_and_how_it_answers(root, settings, uni
     assert conditions == {"", "image only", "text only", "neither"}
     # Without anything to see every meme gets the same score.
     assert record.metrics["auc_probability, neither"] == 50
+
+
+def test_what_was_rejected_is_told_recorded_and_kept(root, settings, tmp_path, capsys):
+    result = launched(settings, "federated.rounds=0", *elsewhere(tmp_path))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("hateful_memes: 80 train"))
+    assert "16 test, 4 dev_seen, 2 rejected (first img/" in line
+    (record,) = records.find(tmp_path / "records")
+    assert record.data["rejected"] == {"is missing": 1, "is no whole image": 1}
+    kept = json.loads((Path(result["folder"]) / "partition.json").read_text())["rejected"]
+    assert sorted(reason.partition(":")[0] for _, reason in kept) == ["is missing", "is no whole image"]
+    assert federate.Run.of(settings).workload.rejected == [tuple(one) for one in kept]
+
+
+def test_of_private_clients_nothing_that_was_rejected_is_told(root, tmp_path, capsys):
+    result = launched(composed(root, "federated/privacy=client_level", "federated.rounds=0", *elsewhere(tmp_path)))
+    out = capsys.readouterr().out
+    (path,) = (tmp_path / "records").glob("*.json")
+    told = [out, path.read_text(), (Path(result["folder"]) / "partition.json").read_text()]
+    assert not any("img/" in text or "is missing" in text for text in told) and "2 rejected" not in out
+    assert "rejected" not in records.read(path).data and "what was rejected of the raw files is the clients'" in out
+
+
+def test_reasons_are_counted_without_their_details_and_the_rare_ones_together():
+    rejected = [("a", "is no whole image: 3 bytes"), ("b", "is no whole image: 4 bytes"), ("c", "is missing")]
+    assert federate.by_reason(rejected) == {"is no whole image": 2, "is missing": 1}
+    numbered = [(str(number), f"reason {number}") for number in range(12)]
+    found = federate.by_reason([*rejected, *numbered])
+    assert found["other reasons"] == 4 and sum(found.values()) == 15 and federate.by_reason([]) == {}
 
 
 def test_neither_record_nor_key_depends_on_where_things_lie(root, settings, uninterrupted, tmp_path):

@@ -61,7 +61,7 @@ def test_or_they_become_texts_alone(raw):
     (raw / "img" / "00001.png").unlink()
     corpus = HatefulMemes(missing_images="text_only").read(raw)
     assert [sample.id for sample in corpus.train if sample.image is None] == ["1"]
-    assert len(corpus.train) == 6 and len(corpus.rejected) == 1
+    assert len(corpus.train) == 6 and [reason for _, reason in corpus.rejected] == ["is missing, its text is kept"]
 
 
 def test_an_id_that_comes_again_gets_a_number(raw):
@@ -160,5 +160,6 @@ def test_the_real_lists():
         HatefulMemes().read(folder)
     corpus = HatefulMemes("text_only").read(folder)
     assert (len(corpus.train), len(corpus.test), len(corpus.rejected)) == (8500, 1000, 10_000)
+    assert corpus.official == (8500, 1000)
     pieces = Dirichlet(0.5, 10).split({"labels": [sample.label for sample in corpus.train]})
     assert [len(piece) for piece in pieces] == [523, 1433, 173, 30, 1014, 3, 4285, 123, 507, 409]

@@ -219,7 +219,7 @@ def test_easy_vqa_kinds_are_checked(easy):
 @REAL
 def test_the_real_vqa_rad():
     corpus = VQARAD("text_only").read(Path(os.environ["SKELFED_REALDATA"]) / "vqa-rad")
-    assert (len(corpus.train), len(corpus.test)) == (1797, 451)
+    assert (len(corpus.train), len(corpus.test)) == (1797, 451) == corpus.official
     assert Counter(sample.closed for sample in corpus.test) == {True: 272, False: 179}
     assert {sample.group for sample in corpus.train} == {"HEAD", "CHEST", "ABD"}
 
@@ -229,7 +229,9 @@ def test_the_real_easy_vqa():
     corpus = EasyVQA("open", held_out=400).read(Path(os.environ["SKELFED_REALDATA"]) / "easy-vqa")
     assert corpus.rejected == [] and len(corpus.options) == 11
     assert len(corpus.train) + len(corpus.further["validation"]) == 38_575 - 28_407
-    assert len(corpus.test) == 9673 - 7136
+    assert len(corpus.test) == 9673 - 7136 and corpus.official is None
+    whole = EasyVQA("open").read(Path(os.environ["SKELFED_REALDATA"]) / "easy-vqa")
+    assert (len(whole.train), len(whole.test)) == whole.official
 
 
 @REAL

@@ -368,6 +368,18 @@ def test_a_side_that_is_not_there_is_told_where_it_is_needed(clips, captions):
         federate.Run.of(config([*settings, "federated/partition=iid", *place(root, "node0", True)]))
 
 
+@pytest.mark.parametrize("private", [[], ["federated/privacy=client_level"]], ids=["plain", "private"])
+def test_what_the_server_could_not_read_is_its_own_to_tell(captions, tmp_path, private):
+    root, settings = captions
+    raw = Path(shutil.copytree(root / "server/raw", tmp_path / "raw"))
+    rows = (raw / "test_seen.jsonl").read_text().splitlines()
+    write(raw, test_seen=[*rows, json.dumps({"id": 1, "img": "img/none.png", "label": 0, "text": "x"})])
+    composed = config([*settings, *private, AT_SITES, *place(root, "server", True), f"raw={raw}"])
+    here = federate.build(composed.workload, config=composed)
+    run = federate.Run.of(composed, Sited(here, [Holding(1, "a" * 64, False)]))
+    assert run.rejected == [("img/none.png", "is missing")] and "1 rejected (first img/none.png" in run.described
+
+
 def test_one_process_is_no_site(clips):
     root, settings = clips
     for engine in ("in_process", "workers", "flower"):

@@ -37,3 +37,33 @@ def read_corpus(reader: Reader, miniature: Callable[..., Any] | None, stores: Pa
     if corpus.miniature:
         print(f"{corpus.name}: miniature, not {corpus.title}: made-up images and texts in its file format")
     return corpus
+
+
+def counts_of(corpus: Corpus) -> dict[str, int]:
+    """Samples by side: "train", "test" and the further sets."""
+    further = {side: len(samples) for side, samples in corpus.further.items()}
+    return {"train": len(corpus.train), "test": len(corpus.test), **further}
+
+
+def rejections(corpus: Corpus) -> str:
+    """How many files or samples were left out, and the first with its reason."""
+    first = f" (first {': '.join(corpus.rejected[0])})" if corpus.rejected else ""
+    return f"{len(corpus.rejected)} rejected{first}"
+
+
+def verdict(corpus: Corpus) -> str:
+    """Whether training and test samples are as many as the whole set has; of a miniature nothing is to be said."""
+    if corpus.miniature:
+        return ""
+    if corpus.official is None:
+        return "; unverified: no official numbers are known"
+    if (len(corpus.train), len(corpus.test)) == corpus.official:
+        return "; the official numbers"
+    return f"; not the whole set, which has {corpus.official[0]} train and {corpus.official[1]} test"
+
+
+def told(corpus: Corpus) -> str:
+    """One line: what a corpus holds, what was rejected, whether that is the whole set."""
+    counts = counts_of(corpus).items()
+    shown = [f"{number} {side}" for side, number in counts if number or side in ("train", "test")]
+    return f"{corpus.name}: {', '.join([*shown, rejections(corpus)])}{verdict(corpus)}"

@@ -31,7 +31,8 @@ class Corpus:
 
     task: one of TASKS. options: class names by index, () for open generation. further: more test sets by name (SLAKE
     beside VQA-RAD). rejected: (file or id, reason) of whatever was left out. miniature: whether it is made up.
-    fingerprint: SHA-256 over what was read: ids, texts, labels and image bytes.
+    fingerprint: SHA-256 over what was read: ids, texts, labels and image bytes. official: samples to train and to test
+    on that the whole set has, None where no official numbers are known.
     """
 
     name: str
@@ -44,3 +45,4 @@ class Corpus:
     miniature: bool
     further: Mapping[str, list[Sample]] = field(default_factory=dict)
     rejected: list[tuple[str, str]] = field(default_factory=list)
+    official: tuple[int, int] | None = None

@@ -204,6 +204,8 @@ def _prepared(overrides: tuple[str, ...], number: int, run: int) -> Site:
     plain = resolved(config)
     workload = discreetly(make_workload, plain) if at_sites(plain) else make_workload(plain)
     own = Own.of(workload, number) if at_sites(plain) else None
+    if own and workload.described:
+        print(workload.described)  # in the site's log: the server is told of samples, not of files
     return Site(
         make_resident(plain, workload, data=own).client,
         number,

@@ -18,6 +18,8 @@ class Workload(Protocol):
     fingerprint: of the data, who holds what included; schema: of what sites must share that each hold data of their own
     (kind, skeleton, answer options); base_model: of the weights that training starts from ("": from none). miniature:
     whether the data are made up; counts: samples by name, for records; tested: names of those measured on.
+    rejected: (file or id, reason) of what was left out of raw files, described: one line on what they hold; None and ""
+    where prepare.py has read them before and told it.
     manifest: who holds what, with `sizes` (samples a client), and `skew` where it is known. clients: their batches.
     rate: (round, rounds) -> factor on the clients' learning rate.
     """
@@ -27,6 +29,8 @@ class Workload(Protocol):
     base_model: str
     miniature: bool
     counts: Mapping[str, int]
+    rejected: Sequence[tuple[str, str]] | None
+    described: str
     tested: Sequence[str]
 
     @property

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from datamodules.errors import InputError
 from datamodules.image_text.modality import Aligned
 from datamodules.image_text.module import ImageTextDataModule
-from datamodules.image_text.reading import WRITERS, read_corpus
+from datamodules.image_text.reading import WRITERS, read_corpus, told
 from datamodules.image_text.sample import Corpus
 from federated.data import ClientData
 from federated.export import export
@@ -42,8 +42,8 @@ class ImageText:
         corpus, scenario, sites = corpus_of(self._config), build(self._config["modality"]), at_sites(self._config)
         if sites and (not isinstance(scenario, Aligned) or self._config["sharing"]["pooled"]):
             found = "found pooled data" if self._config["sharing"]["pooled"] else f"found {type(scenario).__name__}"
-            told = "expected sites to show what they hold, for scenarios are drawn over all clients"
-            raise InputError(f"modality: {told}, {found}: set modality=aligned, sharing.pooled=false")
+            wanted = "expected sites to show what they hold, for scenarios are drawn over all clients"
+            raise InputError(f"modality: {wanted}, {found}: set modality=aligned, sharing.pooled=false")
         self.data = ImageTextDataModule(
             corpus,
             build(self._config["prompt"]),
@@ -58,6 +58,7 @@ class ImageText:
             **self._config["loader"],
         )
         self.fingerprint, self.miniature, self.counts = self.data.fingerprint, corpus.miniature, self.data.counts
+        self.rejected, self.described = corpus.rejected, told(corpus)
         self.schema = identity.digest([corpus.name, corpus.task, list(corpus.options)])
         self.base_model, self.tested = self._family.fingerprint(), self._config["tested"]
         self._initial: State = {}
@@ -67,8 +68,8 @@ class ImageText:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """That of the data; where the clients' samples are pooled, `sizes` is the one that is left."""
-        told = self.data.manifest()
-        return told | {"sizes": told["held"]}
+        held = self.data.manifest()
+        return held | {"sizes": held["held"]}
 
     @property
     def clients(self) -> ClientData:

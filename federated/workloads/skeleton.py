@@ -34,7 +34,8 @@ COLUMNS = ("labels", "performers", "cameras", "setups", "replications")
 class Skeletons:
     """Any method of train.py that trains on clips alone, on prepared data (`Workload`)."""
 
-    base_model = ""
+    base_model = described = ""
+    rejected = None
     tested = ("test",)
 
     def __init__(self, config: DictConfig):

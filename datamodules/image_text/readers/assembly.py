@@ -57,11 +57,13 @@ def assemble(
     cache: Path | None,
     train: str = "",
     test: str = "",
+    official: tuple[int, int] | None = None,
 ) -> Corpus:
     """The corpus of a draft: its sides `train` and `test` ("": it has none) and the others as further test sets.
 
     missing_images: "reject" leaves a sample with a missing or undecodable image out, "text_only" keeps it without the
     image; either way it is listed in `rejected`. Ids are distinct within a side: one that comes again gets a number.
+    official: as in `Corpus`.
     A list without a row is a side that this place does not hold. Raises InputError where `train` or `test` has rows but
     no sample left, and where neither has a row.
     """
@@ -69,7 +71,8 @@ def assemble(
     paths = [sample.image for side in draft.sides.values() for sample in side if sample.image is not None]
     looks = look_at(paths, raw, cache)
     rejected = list(draft.rejected)
-    rejected += [(_name(path, raw), look.reason) for path, look in looks.items() if look.reason]
+    kept = ", its text is kept" if missing_images == "text_only" else ""
+    rejected += [(_name(path, raw), f"{look.reason}{kept}") for path, look in looks.items() if look.reason]
     sides = {name: _distinct(_usable(side, looks, missing_images)) for name, side in draft.sides.items()}
     asked = [name for name in (train, test) if name]
     held = [name for name in asked if draft.sides.get(name) or draft.rejected]
@@ -85,6 +88,7 @@ def assemble(
         rejected=rejected,
         miniature=is_miniature(raw),
         fingerprint=fingerprint(identity, sides, looks),
+        official=official,
     )
 
 

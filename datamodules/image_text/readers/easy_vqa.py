@@ -18,6 +18,7 @@ SIDES = ("train", "test")
 INNER = ("data", "easy_vqa/data")
 CLOSED = ("yes", "no")
 KINDS = {"all": (True, False), "open": (False,), "closed": (True,)}
+OFFICIAL = {"all": (38_575, 9673), "open": (10_168, 2537), "closed": (28_407, 7136)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class EasyVQA:
         if self.held_out:
             self._hold_out(draft)
         identity = Identity("easy_vqa", "easy-VQA", "classification", options)
-        return assemble(identity, folder, draft, self.missing_images, cache, train="train", test="test")
+        sides, whole = {"train": "train", "test": "test"}, None if self.held_out else OFFICIAL[self.questions]
+        return assemble(identity, folder, draft, self.missing_images, cache, **sides, official=whole)
 
     def _side(self, folder: Path, side: str, answers: list[str], options: tuple[str, ...]) -> list[Sample]:
         path, samples = folder / "questions.json", []

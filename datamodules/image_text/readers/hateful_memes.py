@@ -13,6 +13,7 @@ from datamodules.image_text.sample import Corpus, Sample
 
 OPTIONS = ("not-hateful", "hateful")
 SIDES = ("train", "dev_seen", "test_seen")
+OFFICIAL = (8500, 1000)  # train, test_seen
 IDENTITY = Identity("hateful_memes", "Hateful Memes", "classification", OPTIONS)
 
 
@@ -35,4 +36,5 @@ class HatefulMemes:
                 text = text_of(row, "text", where)
                 sample = Sample(text_of(row, "id", where), within(raw, name), text or None, OPTIONS[label], label)
                 draft.add(side, sample, name)
-        return assemble(IDENTITY, raw, draft, self.missing_images, cache, train="train", test="test_seen")
+        sides = {"train": "train", "test": "test_seen"}
+        return assemble(IDENTITY, raw, draft, self.missing_images, cache, **sides, official=OFFICIAL)

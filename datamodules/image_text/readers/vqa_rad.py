@@ -15,6 +15,7 @@ from datamodules.image_text.sample import Corpus
 
 IDENTITY = Identity("vqa_rad", "VQA-RAD", "generation")
 PUBLIC, PUBLIC_IMAGES = "VQA_RAD Dataset Public.json", "VQA_RAD Image Folder"
+OFFICIAL = (1797, 451)
 LISTS, IMAGES = {"train": "trainset.json", "test": "testset.json"}, "images"
 # phrase_type -> side; a split list says the side by its name and needs no prefix.
 PUBLIC_SIDES = {"freeform": "train", "para": "train", "test_freeform": "test", "test_para": "test"}
@@ -29,7 +30,8 @@ class VQARAD:
 
     def read(self, raw: Path, cache: Path | None = None) -> Corpus:
         """Train and test. Raises InputError."""
-        return assemble(IDENTITY, Path(raw), draft(raw), self.missing_images, cache, train="train", test="test")
+        sides = {"train": "train", "test": "test"}
+        return assemble(IDENTITY, Path(raw), draft(raw), self.missing_images, cache, **sides, official=OFFICIAL)
 
 
 def draft(raw: Path) -> Draft:
