@@ -242,3 +242,6 @@ def test_the_real_hateful_memes_manifest_is_stable():
     assert told["sizes"] == [523, 1433, 173, 30, 1014, 3, 4285, 123, 507, 409]
     assert told["skew"] == pytest.approx(0.2388, abs=1e-4)
     assert (told["digest"][:16], told["masks_digest"][:16]) == ("8a1039a5f590767a", "a2b52d65d01bc1c0")
+    for scenario, pinned in ((CrossModal(5), "f4d3505ab5fe7ff4"), (Hybrid(0.4), "01337e8adabe75d9")):
+        told = module(corpus, partition=Dirichlet(0.5, 10), scenario=scenario).manifest()
+        assert (told["digest"][:16], told["masks_digest"][:16]) == ("8a1039a5f590767a", pinned)
