@@ -37,16 +37,17 @@ class WarmedCosine:
     """Within one fit, by step: linear warm-up over a share of the steps, then a cosine from 1 to `lowest` (FedMLLM: 1 %
     and 0). With lowest 1 the rate stays.
 
-    The warm-up is rounded down: a client of fewer than 100 steps has none. The released training rounds up and begins
-    at rate 0, which idles the first step of every client in every round, the only one of the smallest.
+    The warm-up is rounded down: a client of fewer than 100 steps has none. released: it is rounded up and begins at
+    rate 0, which idles the first step of every client in every round, the only one of the smallest.
     """
 
     warmup: float = 0.01
     lowest: float = 0.0
+    released: bool = False
 
     def __call__(self, step: int, steps: int) -> float:
-        rising = int(self.warmup * steps)
+        rising = math.ceil(self.warmup * steps) if self.released else int(self.warmup * steps)
         if step < rising:
-            return (step + 1) / (rising + 1)
+            return step / rising if self.released else (step + 1) / (rising + 1)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
         return self.lowest + (1 - self.lowest) * cosine

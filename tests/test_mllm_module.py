@@ -11,6 +11,7 @@ import torch
 from peft import PeftModel
 from torch.utils.data import DataLoader
 from toys_mllm import ANSWERS, PROMPTS, SIZE, images, llava, module
+from transformers import get_cosine_schedule_with_warmup
 
 from datamodules.errors import InputError
 from datamodules.image_text.batch import IGNORED
@@ -296,3 +297,17 @@ def test_warmed_cosine():
     kept = WarmedCosine(0.1, lowest=1.0)
     assert [kept(step, 20) for step in (0, 1, 2, 11, 20)] == [pytest.approx(x) for x in (1 / 3, 2 / 3, 1, 1, 1)]
     assert WarmedCosine(0.1, lowest=0.2)(20, 20) == pytest.approx(0.2)
+
+
+def test_warmed_cosine_as_released():
+    """Closed form, and the schedule of transformers' Trainer with warmup_ratio .01, which the released training is."""
+    rate = WarmedCosine(0.01, released=True)
+    assert rate(0, 1) == 0 and [rate(step, 3) for step in range(3)] == pytest.approx([0, 1, 0.5])
+    assert [rate(step, 300) for step in (0, 1, 2, 3)] == pytest.approx([0, 1 / 3, 2 / 3, 1])
+    for steps in (1, 4, 100, 101, 250):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        theirs = get_cosine_schedule_with_warmup(optimizer, math.ceil(0.01 * steps), steps)
+        for step in range(steps):
+            assert theirs.get_last_lr() == pytest.approx([rate(step, steps)])
+            optimizer.step()
+            theirs.step()
