@@ -174,6 +174,7 @@ def summary(result: FederatedResult, described: dict) -> Metrics:
         "rounds": len(result.records),
         "clients": len(described["sizes"]),
         **({"skew": described["skew"]} if "skew" in described else {}),
+        **described.get("floor", {}),
         "failed": len(failed),
         **({"lora_gap": gaps[-1]} if gaps else {}),
         "bytes_up": sum(record["bytes_up"] for record in result.records),

@@ -90,6 +90,20 @@ def test_real_data_stand_above_a_line_and_below_it_another_model(tmp_path):
     assert cells(rows[2]) == ["FedYogi", "74.32", "a paper, with a large model"]
 
 
+def test_the_floor_of_the_text_stands_below_the_rows_and_above_the_published_ones(tmp_path):
+    rows = [("fedavg", "alpha_05", 60.0), ("fedyogi", "alpha_05", 61.0), ("fedavg", "missing_50", 62.0)]
+    records = [record(*row, miniature=False) for row in rows]
+    for each in records[:2]:
+        each.metrics.update({"floor, auc_hard": 23.26, "slake: open": 40.0, "slake: floor, open": 31.5})
+    text = page(records, tmp_path)
+    rows = [cells(row) for row in lines_of(text, r"auc\_hard")[2:]]
+    told = [row[0].split(",")[0] for row in rows]
+    assert told == ["FedAvg", "FedYogi", "text alone", "**published", "FedYogi"]
+    assert rows[2][1:3] == ["23.26", ""]  # once, and nothing where no record holds it
+    assert cells(lines_of(text, "slake: open")[-1])[-1] == "31.50"
+    assert "floor" not in text
+
+
 def test_models_are_never_mixed(tmp_path):
     text = page([record("fedavg", "alpha_05", 70.0), record("fedavg", "alpha_05", 80.0, model="Large")], tmp_path)
     tiny, large = text.split("#### Model: Large")[0], text.split("#### Model: Large")[1]

@@ -27,6 +27,7 @@ from federated.client import Client
 from federated.ledger import Ledger
 from federated.seeding import seed_of, seeded
 from federated.workloads.image_text import check_tone
+from lightning_modules.mllm.text_floor import text_floor
 from tracking import records
 
 root = toy_mllm.root
@@ -286,6 +287,33 @@ OTHERS = {
     "easy_vqa_open": (["federated.partition.alpha=50", "corpus.miniature.images=80", "corpus.miniature.test_images=4"],
                       {"accuracy", "open"}),
 }  # fmt: skip
+
+
+def of_questions(root, folder, *overrides: str, experiment="easy_vqa_open"):
+    sizes, _ = OTHERS[experiment]
+    more = ["row=zero_shot", "conditions=[both]", *overrides, *elsewhere(folder)]
+    return composed(root, *more, experiment=experiment, sizes=sizes)
+
+
+def test_a_record_of_questions_holds_what_their_text_alone_scores(root, tmp_path):
+    settings = of_questions(root, tmp_path)
+    result, data = launched(settings), federate.Run.of(settings).workload.data
+    floor = text_floor(data.samples("train"), data.samples("test"))
+    assert 0 < floor["open"] < 1
+    told = {name: value for name, value in result.items() if "floor" in name}
+    assert told == {"floor, open": 100 * floor["open"], "floor, overall": 100 * floor["overall"]}
+    medical = federate.Run.of(of_questions(root, tmp_path, experiment="medical_cross_5_5")).manifest["floor"]
+    kinds = ("open", "closed", "overall")
+    assert set(medical) == {f"{side}floor, {kind}" for side in ("", "slake: ") for kind in kinds}
+
+
+def test_what_clients_answers_tell_is_told_neither_of_private_clients_nor_of_sites(root, tmp_path, settings):
+    private = federate.Run.of(of_questions(root, tmp_path, "federated/privacy=client_level"))
+    assert "floor" in private.workload.manifest and "floor" not in private.manifest
+    sited = of_questions(root, tmp_path)
+    sited.federated.partition = {"_target_": "datamodules.partition.Sites"}
+    assert "floor" not in federate.build(sited.workload, config=sited).manifest
+    assert "floor" not in federate.Run.of(settings).manifest  # memes are no questions
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from datamodules.image_text.readers.flash_cards import FlashCards
 from datamodules.image_text.readers.medical import Medical
 from datamodules.image_text.readers.slake import SLAKE
 from datamodules.image_text.readers.vqa_rad import PUBLIC, PUBLIC_IMAGES, VQARAD
+from lightning_modules.mllm.text_floor import text_floor
 
 REAL = pytest.mark.skipif("SKELFED_REALDATA" not in os.environ, reason="real data not given")
 
@@ -248,5 +249,7 @@ def test_what_the_text_of_the_real_easy_vqa_tells():
 
     parts = corpus.test, [s for s in corpus.test if not s.closed], [s for s in corpus.test if s.closed]
     assert [right(part) for part in parts] == ["67.0", "23.3", "82.5"]
+    floor = text_floor(corpus.train, corpus.test)
+    assert [f"{100 * floor[name]:.1f}" for name in ("overall", "open", "closed")] == ["67.0", "23.3", "82.5"]
     page = (Path(__file__).parents[1] / "docs" / "fedmllm.md").read_text()
     assert "| text alone, the commonest training answer to each question | 67.0 | 23.3 | 82.5 | |" in page

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from datamodules.errors import InputError
+from datamodules.image_text.sample import Sample
 from lightning_modules.mllm.scoring import (
     area_under_curve,
     normalise_answer,
@@ -13,6 +14,7 @@ from lightning_modules.mllm.scoring import (
     parse_option,
     vqa_accuracy,
 )
+from lightning_modules.mllm.text_floor import text_floor
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "vqa_normalisation.json").read_text())
 
@@ -86,3 +88,31 @@ def test_vqa_accuracy_by_kind_of_question():
     found = vqa_accuracy(answers, targets, [True, False, False])
     assert found == {"open": 0.5, "closed": 1.0, "overall": pytest.approx(2 / 3)}
     assert vqa_accuracy(answers[:1], targets[:1], [True]) == {"closed": 1.0, "overall": 1.0}
+
+
+def questions(*rows, closed=(True, False)) -> list[Sample]:
+    """Samples of (text, answer); those answered by yes or no are closed[0], the others closed[1]."""
+    kinds = [closed[0] if answer in ("yes", "no") else closed[1] for _, answer in rows]
+    return [
+        Sample(str(number), None, text, answer, None, closed=kind)
+        for number, ((text, answer), kind) in enumerate(zip(rows, kinds, strict=True))
+    ]
+
+
+def test_the_floor_is_the_commonest_training_answer_to_each_text():
+    shapes = [("shape?", "square"), ("shape?", "circle"), ("shape?", "square")]
+    train = questions(*shapes, ("red?", "no"), ("red?", "no"), ("red?", "yes"), ("blue?", "yes"))
+    test = questions(("shape?", "Square."), ("shape?", "circle"), ("red?", "no"), ("blue?", "yes"), ("red?", "yes"))
+    assert text_floor(train, test) == {"open": 0.5, "closed": pytest.approx(2 / 3), "overall": pytest.approx(3 / 5)}
+
+
+def test_a_text_that_was_never_trained_on_gets_the_commonest_answer_and_a_tie_the_first():
+    train = questions(("a", "left"), ("a", "right"), ("b", "no"), ("c", "no"), ("d", "no"))
+    assert text_floor(train, questions(("new", "no"))) == {"closed": 1.0, "overall": 1.0}
+    assert text_floor(train, questions(("a", "left")))["open"] == 1
+    assert text_floor(train, questions(("a", "right")))["open"] == 0
+
+
+def test_without_training_samples_or_kinds_of_questions_there_is_no_floor():
+    known, unknown = questions(("a", "no")), questions(("a", "no"), closed=(None, None))
+    assert text_floor([], known) == text_floor(known, []) == text_floor(known, unknown) == {}

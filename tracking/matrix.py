@@ -9,6 +9,7 @@ from tracking.report import Published, spread, table, text
 
 ORDER = ("zero_shot", "local", "centralised", "fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "oneshot")
 MANY = 10_000  # from here on digits are grouped
+FLOOR = "text alone, the commonest training answer to each question"
 COUNTED = ("rounds", "clients", "skew", "failed", "lora_gap", "bytes_up", "bytes_down", "train/loss", "unparsable")
 
 
@@ -52,6 +53,15 @@ class Matrix:
             line[self._head(first.data["split"])] = f"{spread([r.metrics[metric] for r in group.records])} {runs}"
         return list(lines.values())
 
+    def floor(self, metric: str) -> list[dict[str, str]]:
+        """One line of what the questions' text alone scores, by setting; empty where no record holds it."""
+        side, colon, plain = metric.rpartition(": ")
+        name = f"{side}{colon}floor, {plain}"
+        found: dict[str, dict[str, None]] = {}  # by setting: once where rows agree, as rows on the same samples do
+        for record in (record for group in self.groups for record in group.records if name in record.metrics):
+            found.setdefault(self._head(record.data["split"]), {})[spread([record.metrics[name]])] = None
+        return [{"row": FLOOR} | {head: ", ".join(values) for head, values in found.items()}] if found else []
+
     def theirs(self, metric: str, settings: Sequence[str]) -> list[dict[str, str]]:
         """The published rows below a line that says whose they are; empty where none is known."""
         entries = [entry for entry in self.published.numbers if entry["metric"] == metric]
@@ -69,7 +79,8 @@ class Matrix:
         miniature = any(group.first.data["miniature"] for group in self.groups)
         for metric in self.metrics:
             yield f"#### {text(metric)}"
-            yield table(columns, self.of(metric, settings) + ([] if miniature else self.theirs(metric, settings)))
+            theirs = [] if miniature else self.theirs(metric, settings)
+            yield table(columns, [*self.of(metric, settings), *self.floor(metric), *theirs])
         for condition in ("image only", "text only", "neither"):
             hidden = f"{self.metrics[0]}, {condition}" if self.metrics else ""
             if lines := self.of(hidden, settings):

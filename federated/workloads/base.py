@@ -20,7 +20,8 @@ class Workload(Protocol):
     whether the data are made up; counts: samples by name, for records; tested: names of those measured on.
     rejected: (file or id, reason) of what was left out of raw files, described: one line on what they hold; None and ""
     where prepare.py has read them before and told it.
-    manifest: who holds what, with `sizes` (samples a client), and `skew` where it is known. clients: their batches.
+    manifest: who holds what, with `sizes` (samples a client), and where they are known `skew` and `floor` (metrics that
+    need no model, learnt from the training side). clients: their batches.
     rate: (round, rounds) -> factor on the clients' learning rate.
     """
 

@@ -21,6 +21,7 @@ from federated.state import State
 from federated.strategies.base import Strategy
 from lightning_modules.mllm.answers import Asking, answer, said, score
 from lightning_modules.mllm.module import MultimodalModule
+from lightning_modules.mllm.text_floor import text_floor
 from tracking import identity
 from tracking.build import build, factory
 
@@ -68,8 +69,19 @@ class ImageText:
     @cached_property
     def manifest(self) -> dict[str, Any]:
         """That of the data; where the clients' samples are pooled, `sizes` is the one that is left."""
-        held = self.data.manifest()
-        return held | {"sizes": held["held"]}
+        held, floor = self.data.manifest(), self._floor()
+        return held | {"sizes": held["held"], **({"floor": floor} if floor else {})}
+
+    def _floor(self) -> Metrics:
+        """What the text alone scores, `floor, open`, in per cent; none where sites hold the training side."""
+        if at_sites(self._config):
+            return {}
+        train = self.data.samples("train")
+        return {
+            _named(f"floor, {name}", side, "both"): 100 * value
+            for side in self._config["tested"]
+            for name, value in text_floor(train, self.data.samples(side)).items()
+        }
 
     @property
     def clients(self) -> ClientData:
