@@ -213,8 +213,7 @@ def made_or_found(run: Run, config: DictConfig, team: Team, engine: Engine | Non
         title = config.data.title
         print(f"*** miniature, not {title}: these numbers say nothing about the real data set ***")
     found = records.find(Path(config.paths.records), key=run.key, kind="federated")
-    kept = bool(run.workload.saved(run.folder)) or run.federated["rounds"] == 0
-    if found and kept and not config.fresh:
+    if found and (run.workload.saved(run.folder) or nobody_trained(run, found[0])) and not config.fresh:
         if first:
             print(f"found: {run.folder} (fresh=true runs again)")
         return told(run, found[0])
@@ -239,6 +238,12 @@ def made_or_found(run: Run, config: DictConfig, team: Team, engine: Engine | Non
         run.workload.save(run.folder, orchestrator, result.models)
         print(f"federated: {run.folder}, record {records.write(record, Path(config.paths.records))}")
     return told(run, record)
+
+
+def nobody_trained(run: Run, record: records.Record) -> bool:
+    """Whether every client of every round failed, or there was no round: such a run may keep no model."""
+    per_round = run.federated["per_round"] or record.metrics["clients"]
+    return record.metrics["failed"] >= record.metrics["rounds"] * per_round
 
 
 def prepare_folder(run: Run, fresh: bool) -> None:

@@ -249,6 +249,23 @@ def test_zero_shot_measures_the_base_and_keeps_no_adapter(root, tmp_path, capsys
     assert record.method == "zero_shot" and record.seconds > 0
 
 
+def test_a_run_in_which_every_client_failed_has_its_record_and_is_found(settings, tmp_path, capsys):
+    overrides = ["federated.time_limit=0", "federated.max_failed=1", *elsewhere(tmp_path)]
+    result = launched(settings, *overrides)
+    assert "no adapter of the global model: every tensor is as at the start" in capsys.readouterr().out
+    assert result["checkpoint"] == {} and (result["rounds"], result["failed"]) == (2, 4)
+    (record,) = records.find(tmp_path / "records", key=result["key"])
+    assert record.metrics["failed"] == 4
+    assert launched(settings, *overrides) == result and "found: " in capsys.readouterr().out
+
+
+def test_a_finished_run_whose_adapter_is_gone_is_not_found(settings, uninterrupted, tmp_path, capsys):
+    result = launched(settings, *elsewhere(tmp_path))
+    shutil.rmtree(result["checkpoint"]["global"])
+    assert launched(settings, *elsewhere(tmp_path)) == result and Path(result["checkpoint"]["global"]).is_dir()
+    assert "found: " not in capsys.readouterr().out
+
+
 def test_one_shot_sends_the_last_query_once(root, tmp_path):
     result = launched(composed(root, "row=one_shot", "federated.epochs=1", *elsewhere(tmp_path)))
     assert result["rounds"] == 1 and result["bytes_up"] == 3 * 8 * (16 + 16) * 4

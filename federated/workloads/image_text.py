@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from datamodules.errors import InputError
@@ -141,10 +142,13 @@ class ImageText:
         ]
 
     def save(self, folder: Path, orchestrator: Orchestrator, models: dict[str, State]) -> None:
-        """Export every model as a PEFT folder; without a round there is nothing but the base to keep."""
+        """Export every model as a PEFT folder; where nothing was learnt there is nothing but the base to keep."""
         if orchestrator.rounds == 0:
             return
         for name, state in models.items():
+            if all(torch.equal(state[key], begun) for key, begun in orchestrator.initial.items()):
+                print(f"no adapter of the {name} model: every tensor is as at the start")
+                continue
             orchestrator.adapter.load(state)
             path = folder / f"{name.replace(' ', '_')}{ADAPTER}"
             export(orchestrator.module, path, orchestrator.initial, state, self._taken)
