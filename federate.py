@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from datamodules.alone import alone_in
 from datamodules.errors import InputError
-from federated.curves import client_values, curves
+from federated.curves import client_values, curves, unmeasured
 from federated.device import Team
 from federated.engines.base import Engine
 from federated.ledger import Ledger
@@ -215,7 +215,7 @@ def made_or_found(run: Run, config: DictConfig, team: Team, engine: Engine | Non
     found = records.find(Path(config.paths.records), key=run.key, kind="federated")
     if found and (run.workload.saved(run.folder) or nobody_trained(run, found[0])) and not config.fresh:
         if first:
-            print(f"found: {run.folder} (fresh=true runs again)")
+            print(f"found: {run.folder} (fresh=true runs again){without_curve(run, found[0])}")
         return told(run, found[0])
     orchestrator = federation(run, engine)
     with team.in_turn():  # nobody reads the ledger before the first has set it aside
@@ -244,6 +244,13 @@ def nobody_trained(run: Run, record: records.Record) -> bool:
     """Whether every client of every round failed, or there was no round: such a run may keep no model."""
     per_round = run.federated["per_round"] or record.metrics["clients"]
     return record.metrics["failed"] >= record.metrics["rounds"] * per_round
+
+
+def without_curve(run: Run, record: records.Record) -> str:
+    """What to do where a found record lacks measurements that are asked for: how often is no part of a run's key."""
+    every = run.federated["evaluate_every"]
+    missing = unmeasured(record.curves, record.metrics, int(record.metrics["rounds"]), every)
+    return f"; {len(missing)} of its rounds were not measured: fresh=true for the curve" if missing else ""
 
 
 def prepare_folder(run: Run, fresh: bool) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 
 
 def curves(rounds: list[dict]) -> dict[str, list[list[float]]]:
@@ -44,6 +45,19 @@ def client_values(outcome: dict) -> dict[str, float]:
     """What one client measured in a round, empty if it failed; `adapter drift`: how far it went from where it began."""
     drift = {"adapter drift": outcome["drift"]} if "drift" in outcome else {}
     return outcome.get("metrics", {}) | drift
+
+
+def unmeasured(curves: Mapping[str, list[list[float]]], metrics: Collection[str], rounds: int, every: int) -> list[int]:
+    """Rounds before the last that were to be measured, `every` so many of them (0: none), and are in no curve.
+
+    metrics: names of what was measured after the last. Those whose names begin with train/ are of the clients, who
+    report in every round; a federation that measures nothing else lacks nothing.
+    """
+    measured = [name for name in curves if name in metrics and not name.startswith("train/")]
+    if every == 0 or (curves and not measured):
+        return []
+    there = {point for name in measured for point, _ in curves[name]}
+    return [number for number in range(every, rounds, every) if number not in there]
 
 
 def client_means(record: dict) -> dict[str, float]:

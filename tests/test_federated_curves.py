@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from toy_federation import federation
 
-from federated.curves import curves
+from federated.curves import curves, unmeasured
 from federated.watch import Watch
 
 
@@ -32,6 +32,17 @@ def test_every_client_has_a_curve_with_gaps_where_it_failed():
     assert found["train/loss @ client 0"] == [[1, 3.0]] and found["train/loss @ client 2"] == [[1, 4.0]]
     assert found["failed clients"] == [[1, 0.0], [2, 1.0]] and found["LoRA gap"] == [[1, 0.5]]
     assert found["bytes up"] == [[1, 20.0], [2, 10.0]] and found["bytes down"] == [[1, 20.0], [2, 20.0]]
+
+
+def test_rounds_that_were_to_be_measured_and_were_not_are_known():
+    rounds = [one_round(number, {0: 3.0}, metrics={"auc": 50.0} if number == 3 else {}) for number in range(4)]
+    last = curves(rounds), {"auc", "train/loss"}, 4
+    assert unmeasured(*last, every=1) == [1, 2, 3] and unmeasured(*last, every=2) == [2]
+    assert unmeasured(*last, every=0) == unmeasured(*last, every=4) == unmeasured(*last, every=7) == []
+    rounds[1]["metrics"] = {"auc": 40.0}
+    assert unmeasured(curves(rounds), {"auc"}, 4, every=2) == []
+    assert unmeasured(curves(rounds), {"train/loss"}, 4, every=1) == []  # nothing is measured here
+    assert unmeasured({}, {"auc"}, 3, every=1) == [1, 2]  # a record that is older than curves
 
 
 def test_the_mean_over_clients_is_by_their_samples():

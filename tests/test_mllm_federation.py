@@ -266,6 +266,16 @@ def test_a_finished_run_whose_adapter_is_gone_is_not_found(settings, uninterrupt
     assert "found: " not in capsys.readouterr().out
 
 
+def test_a_found_run_says_which_curve_it_lacks(settings, uninterrupted, capsys):
+    assert launched(settings, "federated.evaluate_every=1") == uninterrupted
+    assert (
+        "(fresh=true runs again); 1 of its rounds were not measured: fresh=true for the curve"
+        in capsys.readouterr().out
+    )
+    assert launched(settings, "federated.evaluate_every=2") == uninterrupted
+    assert "fresh=true for the curve" not in capsys.readouterr().out
+
+
 def test_one_shot_sends_the_last_query_once(root, tmp_path):
     result = launched(composed(root, "row=one_shot", "federated.epochs=1", *elsewhere(tmp_path)))
     assert result["rounds"] == 1 and result["bytes_up"] == 3 * 8 * (16 + 16) * 4
