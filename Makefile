@@ -72,6 +72,7 @@ both = $(1)$(if $(filter true,$(full)),$(comma)$(2))
 FRACTIONS := $(if $(filter true,$(full)),0.01$(comma)0.05$(comma)0.1$(comma)0.2$(comma)0.4,0.1)
 
 prepare = $(BIN)/python prepare.py data=$(1) $(if $(2),raw='$(2)')
+read_corpus = $(BIN)/python prepare.py corpus=$(1) $(if $(2),raw='$(2)')
 
 # $(1) data set, $(2) raw folder, $(3) experiments, $(4) shares of the labels
 define chain
@@ -148,7 +149,8 @@ FEDMLLM_SETTINGS := $(if $(filter true,$(full)),alpha_5 alpha_1) alpha_05 $(if $
 FEDMLLM_THREADS := $(if $(HATEFUL_MEMES_RAW),,OMP_NUM_THREADS=1 )
 FEDMLLM_ROWS := zero_shot,local,centralised,fedavg,fedavgm,fedadam,fedyogi,prompt,adaptive$(if $(filter true,$(full)),$(comma)fedadagrad$(comma)fedprox$(comma)one_shot)
 
-reproduce-fedmllm: $(STAMP) ## FedMLLM on Hateful Memes: nine rows, twelve with full=true, on four settings or twelve [HATEFUL_MEMES_RAW=folder full=true scale=...]
+reproduce-fedmllm: $(STAMP) ## FedMLLM on Hateful Memes: read the set, nine rows, twelve with full=true, on four settings or twelve, report [HATEFUL_MEMES_RAW=folder full=true scale=...]
+	$(call read_corpus,hateful_memes,$(HATEFUL_MEMES_RAW))
 	$(FEDMLLM_THREADS)$(BIN)/python federate.py experiment=fedmllm/hateful_memes_alpha_05 row=zero_shot $(call sizes,$(HATEFUL_MEMES_RAW)) $(ARGS)
 	$(FEDMLLM_THREADS)$(MAKE) --no-print-directory -j$(if $(HATEFUL_MEMES_RAW),1,2) $(addprefix fedmllm-,$(FEDMLLM_SETTINGS))
 	$(BIN)/python report.py name=fedmllm_hateful_memes
