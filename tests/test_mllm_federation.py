@@ -22,6 +22,8 @@ from transformers import LlavaForConditionalGeneration
 import federate
 from datamodules.alone import alone_in
 from datamodules.errors import InputError
+from datamodules.miniature.folder import MARK
+from datamodules.miniature.memes import write_memes
 from federated.adapter import Adapter
 from federated.client import Client
 from federated.ledger import Ledger
@@ -303,6 +305,19 @@ def test_a_prompt_that_is_the_base_one_is_no_row_of_its_own(root, experiment):
     assert "\n" not in str(raised.value)
     for fine in (["row=prompt", "prompt_length=long"], ["row=fedyogi"]):
         check_tone(OmegaConf.to_container(composed(root, *fine, experiment=experiment, sizes=[]), resolve=True))
+
+
+def test_published_sizes_are_not_run_on_the_miniature(root, tmp_path):
+    """Told before anything is written or a model is looked for; a miniature in a folder of its own is one, too."""
+    write_memes(tmp_path / "raw", train=80, dev=4, test=16)
+    published = ["scale=published", f"paths.root={tmp_path / 'out'}"]
+    for raw in ([], [f"raw={tmp_path / 'raw'}"]):
+        with pytest.raises(InputError, match="found its miniature: add scale=mini .*, or give raw=folder") as raised:
+            federate.main.run(composed(root, *published, *raw))
+        assert "\n" not in str(raised.value)
+    assert not (tmp_path / "out" / "stores").exists()
+    (tmp_path / "raw" / MARK).unlink()
+    federate.Run.of(composed(root, *published, f"raw={tmp_path / 'raw'}", "model=tiny"))
 
 
 OTHERS = {

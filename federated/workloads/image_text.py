@@ -14,6 +14,8 @@ from datamodules.image_text.modality import Aligned
 from datamodules.image_text.module import ImageTextDataModule
 from datamodules.image_text.reading import WRITERS, read_corpus, told
 from datamodules.image_text.sample import Corpus
+from datamodules.miniature.folder import is_miniature
+from datamodules.store import MINIATURE
 from federated.data import ClientData
 from federated.export import export
 from federated.orchestrator import Metrics, Orchestrator
@@ -40,6 +42,7 @@ class ImageText:
     def __init__(self, config: DictConfig):
         self._config = cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))
         check_tone(self._config)
+        check_size(self._config)
         self._family = build(self._config["method"]["family"])
         corpus, scenario, sites = corpus_of(self._config), build(self._config["modality"]), at_sites(self._config)
         if sites and (not isinstance(scenario, Aligned) or self._config["sharing"]["pooled"]):
@@ -167,6 +170,15 @@ def check_tone(config: Mapping[str, Any]) -> None:
             f"prompt: expected another wording for prompt_tone={tone}, {found}; leave row=prompt out or take "
             "prompt_length=long"
         )
+
+
+def check_size(config: Mapping[str, Any]) -> None:
+    """Raises InputError where a published model would be fetched to answer some hundred made-up memes."""
+    raw = config["raw"]
+    if config["scale"] == "published" and (raw in MINIATURE or is_miniature(Path(raw).expanduser())):
+        title = config["corpus"]["title"]
+        told = f"expected the files of {title} at scale=published, found its miniature"
+        raise InputError(f"data: {told}: add scale=mini for the tiny model on it, or give raw=folder")
 
 
 def corpus_of(config: Mapping[str, Any]) -> Corpus:
