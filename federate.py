@@ -21,7 +21,7 @@ from federated.curves import client_values, curves, unmeasured
 from federated.device import Team
 from federated.engines.base import Engine
 from federated.ledger import Ledger
-from federated.making import configured_device, configured_team, make_resident
+from federated.making import configured_device, configured_team, hush, make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
 from federated.privacy import COVERED, public
 from federated.schedule import AllClients, SampleClients
@@ -59,6 +59,7 @@ class Run:
         if workload is None and at_sites(plain(config)):
             do = "deploy it as docs/deployment.md says, or take another federated/partition"
             raise InputError(f"federation: expected nodes that hold the sites' data, found this process alone: {do}")
+        hush(config)
         workload = workload or build(config.workload, config=config)
         trained = copy.deepcopy(
             OmegaConf.masked_copy(config, [str(name) for name in config if name not in NOT_TRAINED])
@@ -137,7 +138,8 @@ def federation(run: Run, engine: Engine | None = None) -> Orchestrator:
     if settings["rounds"] < 0 or settings["epochs"] < 1:
         found = f"{settings['rounds']} rounds of {settings['epochs']} epochs"
         raise InputError(f"federation: expected rounds of 0 or more and epochs of 1 or more, found {found}")
-    resident, per_round = make_resident(run.config, workload), settings["per_round"]
+    device = "cpu" if engine else None  # clients that are elsewhere have devices of their own
+    resident, per_round = make_resident(run.config, workload, device), settings["per_round"]
     engine = engine or build(settings["engine"], client=resident.client, config=run.config)
     if settings.get("secure_aggregation") and not engine.secure:
         raise InputError("secure aggregation: expected messages between nodes: set federated/engine=flower")
@@ -197,7 +199,8 @@ def federate(
     """What the door does, on the configured engine and workload or on these; command: as in `Run`."""
     check_processes(config)
     team = configured_team(config)
-    team.meet(configured_device(config))
+    if engine is None:  # whoever brings one has its clients elsewhere
+        team.meet(configured_device(config))
     with ExitStack() as held:
         with team.in_turn():  # of several processes one writes and prints
             run, first = Run.of(config, workload, command), team.rank == 0

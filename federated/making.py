@@ -1,11 +1,13 @@
 """The client that a configuration describes, made wherever clients run: here, in a worker process, on a node."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from omegaconf import OmegaConf
 
 from datamodules.errors import InputError
@@ -17,6 +19,7 @@ from federated.transport import transport
 from federated.workloads.base import Workload
 from tracking.build import build
 
+NOTES = logging.getLogger("bitsandbytes.backends.cpu.ops")
 DEVICES = {"auto": "auto", "cpu": "cpu", "gpu": "cuda:0", "cuda": "cuda:0"}
 
 
@@ -31,7 +34,22 @@ class Resident:
 
 def make_workload(config: Mapping[str, Any]) -> Workload:
     """What a resolved configuration federates."""
+    hush(config)
     return build(config["workload"], config=OmegaConf.create(dict(config)))
+
+
+def hush(config: Mapping[str, Any]) -> None:
+    """Where nothing is quantised, keep bitsandbytes from saying, when PEFT imports it, that a fast 4-bit kernel fails.
+
+    It reads like an error, and concerns nobody else. Once asked for, quantisation has its line again.
+    """
+    quantised = (config.get("method") or {}).get("quantization", "none") != "none"
+    (NOTES.removeFilter if quantised else NOTES.addFilter)(no_kernel_note)
+
+
+def no_kernel_note(record: logging.LogRecord) -> bool:
+    """Whether a line is another than that one."""
+    return "gemm_4bit_forward" not in str(record.msg)
 
 
 def make_resident(
@@ -60,6 +78,8 @@ def configured_device(config: Mapping[str, Any]) -> str:
     accelerator = config["trainer"].get("accelerator", "auto")
     if accelerator not in DEVICES:
         raise InputError(f"federation: expected trainer.accelerator of {', '.join(DEVICES)}, found {accelerator!r}")
+    if DEVICES[accelerator].startswith("cuda") and not torch.cuda.device_count():
+        raise InputError(f"federation: expected a GPU for trainer.accelerator={accelerator}, found none: take cpu")
     return DEVICES[accelerator]
 
 

@@ -19,6 +19,7 @@ from datamodules.miniature.memes import write_memes
 from datamodules.partition import IID, ByAttribute, Dirichlet, Pooled
 
 PROMPTS = Prompts(text="caption {text}", question="bad?", answer="{name}", names=("no", "yes"))
+THREE = Prompts(text="caption {text}", question="bad?", answer="{name}", names=("no", "yes", "perhaps"))
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "heterogeneity.json").read_text())
 
 
@@ -79,6 +80,15 @@ def test_a_batch_is_what_the_model_is_to_learn(memes):
         assert answers == [("no", "yes")[sample.label] for sample in samples]
         assert batch.classes.tolist() == [sample.label for sample in samples]
         assert all(image.size == (64, 64) and image.mode == "RGB" for image in images)
+
+
+def test_a_set_of_one_class_has_no_curve_and_is_told_by_name():
+    module(toy()).check_classes("test")
+    module(toy(labels=(1,) * 4, options=("a", "b", "c")), prompts=THREE).check_classes("test")
+    told = "expected samples of not-hateful and hateful in the set 'test', found 4 of one class; complete"
+    with pytest.raises(InputError, match=told):
+        module(toy(labels=(1,) * 4)).check_classes("test")
+    module(toy(labels=(1,) * 4, test=[]), partial=True).check_classes("test")  # a side that is elsewhere
 
 
 def test_order_is_a_function_of_seed_and_epoch():

@@ -307,6 +307,16 @@ def test_a_prompt_that_is_the_base_one_is_no_row_of_its_own(root, experiment):
         check_tone(OmegaConf.to_container(composed(root, *fine, experiment=experiment, sizes=[]), resolve=True))
 
 
+def test_a_test_set_of_one_class_is_told_before_a_round(root, tmp_path):
+    write_memes(tmp_path / "raw", train=80, dev=4, test=16)
+    path = tmp_path / "raw" / "test_seen.jsonl"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if json.loads(line)["label"] == 1))
+    settings = composed(root, *TWO_ROUNDS, f"raw={tmp_path / 'raw'}", *elsewhere(tmp_path))
+    with pytest.raises(InputError, match="not-hateful and hateful in the set 'test', found 8 of one class"):
+        launched(settings)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_published_sizes_are_not_run_on_the_miniature(root, tmp_path):
     """Told before anything is written or a model is looked for; a miniature in a folder of its own is one, too."""
     write_memes(tmp_path / "raw", train=80, dev=4, test=16)

@@ -57,6 +57,17 @@ def test_missing_and_broken_images_are_counted_and_left_out(raw):
     assert [name for name, _ in corpus.rejected] == ["img/00001.png", "img/00002.png"]
 
 
+def test_where_every_image_is_missing_the_way_to_the_texts_is_named(raw):
+    write(raw, "train", [row(1, img="img/none.png")])
+    with pytest.raises(
+        InputError, match=r"complete it or take the texts alone, corpus\.reader\.missing_images=text_only"
+    ):
+        HatefulMemes().read(raw)
+    write(raw, "train", [row(1, text="", img="img/none.png")])
+    with pytest.raises(InputError, match=r"is missing\); complete it$"):
+        HatefulMemes().read(raw)
+
+
 def test_or_they_become_texts_alone(raw):
     (raw / "img" / "00001.png").unlink()
     corpus = HatefulMemes(missing_images="text_only").read(raw)

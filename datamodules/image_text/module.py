@@ -149,6 +149,14 @@ class ImageTextDataModule(pl.LightningDataModule):
             raise InputError(f"{self.corpus.title}: expected a set of {', '.join(sides)}, found {side!r}")
         return sides[side]
 
+    def check_classes(self, side: str) -> None:
+        """Raises InputError for a set of one class where there are two to tell apart: it has no ROC curve."""
+        samples, options = self.samples(side), self.corpus.options
+        found = {sample.label for sample in samples}
+        if len(options) == 2 and len(found) == 1:
+            told = f"expected samples of {' and '.join(options)} in the set {side!r}, found {len(samples)} of one class"
+            raise InputError(f"{self.corpus.title}: {told}; complete the folder or leave it out of `tested`")
+
     def manifest(self) -> dict:
         """Who holds what, as plain values: the partition's manifest, the scenario, and by client how many samples show
         both modalities, the image only, the text only, neither."""

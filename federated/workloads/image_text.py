@@ -62,6 +62,8 @@ class ImageText:
             **self._config["sharing"],
             **self._config["loader"],
         )
+        for side in self._config["tested"]:
+            self.data.check_classes(side)
         self.fingerprint, self.miniature, self.counts = self.data.fingerprint, corpus.miniature, self.data.counts
         self.rejected, self.described = corpus.rejected, told(corpus)
         self.schema = identity.digest([corpus.name, corpus.task, list(corpus.options)])
@@ -174,10 +176,10 @@ def check_tone(config: Mapping[str, Any]) -> None:
 
 def check_size(config: Mapping[str, Any]) -> None:
     """Raises InputError where a published model would be fetched to answer some hundred made-up memes."""
-    raw = config["raw"]
-    if config["scale"] == "published" and (raw in MINIATURE or is_miniature(Path(raw).expanduser())):
-        title = config["corpus"]["title"]
-        told = f"expected the files of {title} at scale=published, found its miniature"
+    raw, corpus = config["raw"], config["corpus"]
+    made_up = bool(corpus["miniature"]) if raw in MINIATURE else is_miniature(Path(raw).expanduser())
+    if config["scale"] == "published" and made_up:
+        told = f"expected the files of {corpus['title']} at scale=published, found its miniature"
         raise InputError(f"data: {told}: add scale=mini for the tiny model on it, or give raw=folder")
 
 

@@ -79,7 +79,9 @@ def assemble(
     for name in held or asked:
         if not sides.get(name):
             reasons = f"{len(rejected)} rejected, first {': '.join(rejected[0])}" if rejected else "no row at all"
-            raise InputError(f"{identity.title}: expected {name} samples in {raw}, found none ({reasons}); complete it")
+            texts = any(sample.text for sample in draft.sides.get(name, ())) and missing_images == "reject"
+            do = "complete it" + (" or take the texts alone, corpus.reader.missing_images=text_only" if texts else "")
+            raise InputError(f"{identity.title}: expected {name} samples in {raw}, found none ({reasons}); {do}")
     return Corpus(
         **vars(identity),
         train=sides.get(train, []),
