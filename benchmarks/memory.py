@@ -13,15 +13,16 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import resident
 from benchmarks.workloads.federation import federation
+from lightning_modules.mllm.loading import Lora
 from tracking.identity import commit
 
 MB = 1 << 20
 
 
-def by_round(rounds: int, clients: int, folder: Path) -> list[float]:
+def by_round(rounds: int, clients: int, folder: Path, rank: int = Lora.rank) -> list[float]:
     """Resident memory (MB) after each of so many rounds of FedAdam with all clients, ledger included; on one thread."""
     torch.set_num_threads(1)
-    _, _, orchestrator = federation(folder, clients, rounds)
+    _, _, orchestrator = federation(folder, clients, rounds, rank)
     found: list[float] = []
     orchestrator.run(lambda record: found.append(resident() / MB))
     return found

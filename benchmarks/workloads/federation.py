@@ -42,15 +42,15 @@ class _Constant(WarmedCosine):
         return 1.0
 
 
-def model(folder: Path) -> MultimodalModule:
-    """The tiny model at its full size, weights random."""
+def model(folder: Path, rank: int = Lora.rank) -> MultimodalModule:
+    """The tiny model at its full size, weights random; rank: of its LoRA pairs."""
     size = tiny_model.Size()
     words = tiny_model.tokenizer(vocabulary_texts(), size.vocabulary)
     tiny_model.save(folder / "model", tiny_model.model(words, size, 0), tiny_model.processor(words, size))
     optimizer = partial(torch.optim.AdamW, lr=RATE)
     family = Tiny(source=str(folder / "model"))
     return MultimodalModule(
-        family, optimizer, seed=1, lora=Lora(dropout=0.0), cache_features=True, schedule=_Constant()
+        family, optimizer, seed=1, lora=Lora(rank, dropout=0.0), cache_features=True, schedule=_Constant()
     )
 
 
@@ -109,9 +109,11 @@ def aggregation(size: int, setting: Setting) -> Case:
     )
 
 
-def federation(folder: Path, clients: int, rounds: int = 1) -> tuple[Client, Adapter, Orchestrator]:
+def federation(
+    folder: Path, clients: int, rounds: int = 1, rank: int = Lora.rank
+) -> tuple[Client, Adapter, Orchestrator]:
     """Rounds of FedAdam over `clients` clients, with their ledger."""
-    module = model(folder)
+    module = model(folder, rank)
     data, adapter = corpus(module, folder, clients), Adapter(module)
     client = Client(module, adapter, data, device="cpu")
     strategy, ledger = FedAdam(eta=RATE), Ledger(folder / "ledger.safetensors", "benchmark")
