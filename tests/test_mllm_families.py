@@ -1,7 +1,9 @@
 """Each family's glue: placeholders, templates, round trips through a folder, what is said where files are missing."""
 
 import pickle
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from toys_mllm import ADAMW, ANSWERS, PROMPTS, images, llava, minicpm, picture
 
 from datamodules.errors import InputError
 from lightning_modules.mllm.answers import Asking, Reading, answer, generate
-from lightning_modules.mllm.families.base import Family
+from lightning_modules.mllm.families.base import Family, weights_digest
 from lightning_modules.mllm.families.llava_1_5 import Llava15
 from lightning_modules.mllm.families.minicpm_v_4_6 import MiniCPMV46
 from lightning_modules.mllm.families.tiny import Tiny
@@ -80,7 +82,7 @@ def test_a_saved_model_reads_as_the_same(family, tmp_path):
     assert all(torch.equal(batch.vision[name], other.vision[name]) for name in batch.vision)
     with torch.no_grad():
         one, two = (m.model(batch.input_ids, **batch.vision).last_hidden_state for m in (model, again.load()))
-    assert torch.equal(one, two) and again.fingerprint() == family.fingerprint()
+    assert torch.equal(one, two) and weights_digest(tmp_path) == weights_digest(Path(family.source))
 
 
 def test_the_encoder_survives_pickling_and_knows_answers_as_training_does(family):
@@ -150,6 +152,23 @@ def test_a_name_on_the_hub_stands_with_the_commit_that_is_loaded(tmp_path, monke
     with pytest.raises(InputError, match="expected LlavaForConditionalGeneration files"):
         moved.load()
     assert Llava15("some/llava", revision=COMMIT).fingerprint() == f"some/llava@{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja", "vocab.txt", "spiece.model"],
+)
+def test_what_is_read_beside_the_weights_is_part_of_the_model(tmp_path, name):
+    """Unlike what tells of it, and the place where it lies."""
+    one = llava(tmp_path / "one")
+    before = Llava15(str(one)).fingerprint()
+    other = shutil.copytree(one, tmp_path / "other")
+    for told in ("README.md", "trained.json"):
+        (other / told).write_text("{}")
+    assert Llava15(str(other)).fingerprint() == before
+    with (other / name).open("a") as file:
+        file.write("\n")
+    assert Llava15(str(other)).fingerprint() != before
 
 
 def test_a_folder_without_weights_is_no_model(tmp_path):

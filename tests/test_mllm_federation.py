@@ -103,6 +103,11 @@ def test_neither_record_nor_key_depends_on_where_things_lie(root, settings, unin
     copied = shutil.copytree(root / "model", tmp_path / "elsewhere")
     moved = OmegaConf.merge(settings, OmegaConf.from_dotlist([f"method.family.source={copied}"]))
     assert federate.Run.of(moved).key == uninterrupted["key"]
+    processor = copied / "processor_config.json"
+    settled = json.loads(processor.read_text())
+    settled["image_processor"]["image_mean"] = [0.4, 0.5, 0.5]
+    processor.write_text(json.dumps(settled))
+    assert federate.Run.of(moved).key != uninterrupted["key"]
     other = write_model(tmp_path / "other", seed=1)
     changed = OmegaConf.merge(settings, OmegaConf.from_dotlist([f"method.family.source={other}"]))
     assert federate.Run.of(changed).key != uninterrupted["key"]

@@ -18,6 +18,8 @@ from datamodules.errors import InputError
 from datamodules.image_text.batch import IGNORED, ImageTextBatch
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+READ = (".json", ".jinja", ".model", ".txt")  # endings of configuration, processor, tokenizer, chat template
+TOLD = "trained.json"  # what `tiny_base` tells of its training, seconds included: nothing reads it
 
 
 @dataclass(frozen=True)
@@ -76,21 +78,17 @@ class Family:
     def fingerprint(self) -> str:
         """What stands for the model in the identity of a run.
 
-        Of a folder the SHA-256 over its `*.safetensors` in the order of their names: the weights, not the configuration
-        and the processor's files beside them. Of a name on the hub the name and the commit, which covers all files.
-        Raises InputError for a folder without such weights, and where the hub's files are out of reach.
+        Of a folder the SHA-256 over its weights and over the files beside them that say how these are read and fed:
+        other pixels or other tokens are another model. Of a name on the hub the name and the commit, which covers all.
+        Raises InputError for a folder without weights, and where the hub's files are out of reach.
         """
         folder = Path(self.folder())
         if not folder.is_dir():
             return f"{self.source}@{self.commit}"
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            found = f"expected weights (*.safetensors) in {self.source!r}, found none"
-            raise InputError(f"model: {found}; save the model there with save_pretrained")
-        digest = hashlib.sha256()
-        for path in weights:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest = hashlib.sha256(weights_digest(folder).encode())
+        for path in sorted(folder.iterdir()):
+            if path.suffix in READ and path.name != TOLD and path.is_file():
+                digest.update(path.name.encode() + b"\0" + _digest(path))
         return digest.hexdigest()
 
     @cached_property
@@ -122,6 +120,20 @@ class Family:
                 f"model: expected {what} files in a folder or on the hub under {self.folder()!r}, found none "
                 f"({reason}); fetch them with `hf download {self.source}` and give the folder as source"
             ) from error
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the `*.safetensors` of a folder, by their names in order. Raises InputError where there is none."""
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        found = f"expected weights (*.safetensors) in {str(folder)!r}, found none"
+        raise InputError(f"model: {found}; save the model there with save_pretrained")
+    return hashlib.sha256(b"".join(map(_digest, weights))).hexdigest()
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import LlavaForConditionalGeneration, ProcessorMixin
 
-from lightning_modules.mllm.families.base import Family
+from lightning_modules.mllm.families.base import Family, weights_digest
 from lightning_modules.mllm.tiny_base import Recipe, tiny_base
 
 
@@ -30,3 +30,7 @@ class Tiny(Family):
 
     def folder(self) -> str:
         return self.source or str(tiny_base(self.recipe, Path(self.cache)))
+
+    def fingerprint(self) -> str:
+        """Of the base that the recipe makes its weights alone: the recipe settles the files beside them."""
+        return super().fingerprint() if self.source else weights_digest(Path(self.folder()))
