@@ -21,6 +21,7 @@ from federated.curves import client_values, curves, unmeasured
 from federated.device import Team
 from federated.engines.base import Engine
 from federated.ledger import Ledger
+from federated.lora_reach import lora_reach
 from federated.making import configured_device, configured_team, hush, make_resident
 from federated.orchestrator import FederatedResult, Metrics, Orchestrator
 from federated.privacy import COVERED, public
@@ -102,8 +103,8 @@ class Run:
             return "what was rejected of the raw files is the clients', and they are private: prepare.py tells it"
         return self.workload.described
 
-    def record(self, **facts) -> records.Record:
-        """A record of a result on this run's data, to which `facts` adds what was measured."""
+    def record(self, lora: str, **facts) -> records.Record:
+        """A record of a result on this run's data, to which `facts` adds what was measured; lora: as `lora_reach`."""
         data, workload = self.config["data"], self.workload
         return records.Record(
             experiment=f"{data['name']}/{self.config['name']}",
@@ -116,6 +117,7 @@ class Run:
                 "counts": dict(workload.counts),
                 **({"base_model": workload.base_model} if workload.base_model else {}),
                 **({} if self.rejected is None else {"rejected": by_reason(self.rejected)}),
+                **({"lora": lora} if lora else {}),
                 **{name: self.manifest[name] for name in ("server", "sites") if name in self.manifest},
             },
             seeds={"seed": self.config["seed"]},
@@ -229,6 +231,7 @@ def made_or_found(run: Run, config: DictConfig, team: Team, engine: Engine | Non
     with closing(orchestrator.engine):
         result = rounds(run, orchestrator)
     record = run.record(
+        lora_reach(orchestrator.module),
         kind="federated",
         key=run.key,
         metrics=summary(result, run.manifest),
@@ -272,7 +275,9 @@ def prepare_folder(run: Run, fresh: bool) -> None:
 
 
 def forecast(run: Run, orchestrator: Orchestrator) -> None:
-    """Where privacy is kept, say how large its noise is beside what clients may change."""
+    """Say which layers LoRA trains, and where privacy is kept how large its noise is beside what clients may change."""
+    if reach := lora_reach(orchestrator.module):
+        print(f"LoRA on {reach}")
     if orchestrator.privacy:
         numbers = sum(tensor.numel() for tensor in orchestrator.adapter.extract().values())
         print(orchestrator.privacy.forecast(numbers, run.federated["per_round"] or orchestrator.clients))

@@ -3,6 +3,7 @@
 import pickle
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from toys_mllm import ADAMW, ANSWERS, PROMPTS, images, llava, minicpm, picture
 
 from datamodules.errors import InputError
+from federated.lora_reach import lora_reach
 from lightning_modules.mllm.answers import Asking, Reading, answer, generate
 from lightning_modules.mllm.families.base import Family, weights_digest
 from lightning_modules.mllm.families.llava_1_5 import Llava15
@@ -17,7 +19,12 @@ from lightning_modules.mllm.families.minicpm_v_4_6 import MiniCPMV46
 from lightning_modules.mllm.families.tiny import Tiny
 from lightning_modules.mllm.module import MultimodalModule
 
-MADE = {"tiny": (Tiny, llava), "llava_1_5": (Llava15, llava), "minicpm_v_4_6": (MiniCPMV46, minicpm)}
+MADE = {
+    "tiny": (Tiny, llava),
+    "llava_1_5": (Llava15, llava),
+    "minicpm_v_4_6 with qwen3": (MiniCPMV46, minicpm),
+    "minicpm_v_4_6 as published": (MiniCPMV46, partial(minicpm, text_model="qwen3_5_text", layers=4)),
+}
 
 
 @pytest.fixture(scope="module", params=MADE)
@@ -62,11 +69,18 @@ def test_kept_keys_and_values_do_not_change_generation(family):
                 again = again._replace(input_ids=ids, attention_mask=torch.ones_like(ids))
 
 
-def test_lora_reaches_every_layer_of_the_language_model_alone(family):
+def test_lora_reaches_every_attention_layer_of_the_language_model_alone(family):
     made = built(family)
-    layers = {name.split(".lora_")[0] for name, p in made.named_parameters() if p.requires_grad}
-    depth = made.base.config.get_text_config().num_hidden_layers
-    assert len(layers) == 4 * depth and all(".language_model.layers." in name for name in layers)
+    reached = {name.split(".lora_")[0] for name, p in made.named_parameters() if p.requires_grad}
+    text = made.base.config.get_text_config()
+    depth = text.num_hidden_layers
+    kinds = getattr(text, "layer_types", None) or ["full_attention"] * depth
+    layers = [layer for layer, kind in enumerate(kinds) if kind == "full_attention"]
+    assert layers == ([3] if text.model_type == "qwen3_5_text" else [0, 1])
+    names = [f".language_model.layers.{layer}.self_attn.{part}_proj" for layer in layers for part in "qkvo"]
+    assert len(reached) == len(names) and all(any(one.endswith(name) for one in reached) for name in names)
+    assert lora_reach(made) == f"{len(names)} modules in {len(layers)} of {depth} layers"
+    assert lora_reach(built(family, lora=None)) == ""
 
 
 def test_a_saved_model_reads_as_the_same(family, tmp_path):
@@ -107,12 +121,10 @@ def test_images_above_a_slice_become_several_for_minicpm(tmp_path):
     assert (large.input_ids == image).sum() == large.vision["target_sizes"].prod(1).sum() // 16
 
 
-def test_minicpm_with_its_published_language_model_reaches_the_attention_layers_alone(tmp_path):
-    made = built(MiniCPMV46(str(minicpm(tmp_path, "qwen3_5_text")), dtype="float32"), lora=None)
-    kinds = made.base.config.get_text_config().layer_types
-    assert "linear_attention" in kinds
+def test_a_language_model_without_an_attention_layer_is_refused(tmp_path):
+    family = MiniCPMV46(str(minicpm(tmp_path, "qwen3_5_text", layers=2)), dtype="float32")
     with pytest.raises(InputError, match=r"expected modules named .* found none"):
-        built(MiniCPMV46(str(tmp_path), dtype="float32"))
+        built(family)
 
 
 def test_features_of_packed_images_cannot_be_kept(tmp_path):

@@ -283,11 +283,13 @@ def test_a_found_run_says_which_curve_it_lacks(settings, uninterrupted, capsys):
     assert "fresh=true for the curve" not in capsys.readouterr().out
 
 
-def test_one_shot_sends_the_last_query_once(root, tmp_path):
+def test_one_shot_sends_the_last_query_once(root, tmp_path, capsys):
     result = launched(composed(root, "row=one_shot", "federated.epochs=1", *elsewhere(tmp_path)))
+    told = capsys.readouterr().out
     assert result["rounds"] == 1 and result["bytes_up"] == 3 * 8 * (16 + 16) * 4
     (record,) = records.find(tmp_path / "records")
     assert (record.method, record.variant) == ("oneshot", "YOCO Init+BA")
+    assert record.data["lora"] == "1 module in 1 of 2 layers" and "LoRA on 1 module in 1 of 2 layers\n" in told
     assert "train/sign_agreement @ client 0" in record.curves and "train/sparsity @ client 0" in record.curves
 
 

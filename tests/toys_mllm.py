@@ -41,8 +41,11 @@ def images() -> list[Image.Image | None]:
     return [picture(0), None, picture(1), None]
 
 
-def minicpm(folder: Path, text_model: str = "qwen3") -> Path:
-    """A MiniCPM-V 4.6 in `folder` that cuts images above 32 pixels into slices."""
+def minicpm(folder: Path, text_model: str = "qwen3", layers: int = 2) -> Path:
+    """A MiniCPM-V 4.6 in `folder` that cuts images above 32 pixels into slices.
+
+    text_model: the published one is `qwen3_5_text`, of whose layers every fourth is full attention.
+    """
     words = tiny_model.tokenizer(WORDS, 320)
     marks = {
         "video_token": "<|video_pad|>",
@@ -65,7 +68,7 @@ def minicpm(folder: Path, text_model: str = "qwen3") -> Path:
         "vocab_size": len(known),
         "hidden_size": 16,
         "intermediate_size": 32,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2,
         "num_key_value_heads": 1,
         "head_dim": 8,

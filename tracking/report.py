@@ -283,6 +283,7 @@ def _runs(records: Sequence[Record], numbers: Mapping[int, int], tabled: set[int
             "builds on": " ".join(f"<code>{text(key)}</code>" for key in record.parents),
             "experiment": text(record.experiment),
             "data": text(f"{data['name']}, {data['split']}: {counts}; fingerprint {data['fingerprint']}"),
+            "LoRA": text(data.get("lora", "")),
             "seeds": text(", ".join(f"{k} {v}" for k, v in record.seeds.items())),
             "counts": text(", ".join(counted)),
             "commit": text(record.commit or "unknown (no git checkout)"),
