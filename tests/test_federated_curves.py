@@ -6,7 +6,9 @@ import pytest
 from rich.console import Console
 from toy_federation import federation
 
+from federate import summary
 from federated.curves import curves, unmeasured
+from federated.orchestrator import FederatedResult
 from federated.watch import Watch
 
 
@@ -56,6 +58,14 @@ def test_models_are_told_apart_where_there_are_several():
     two = {"client 0": {"top1": 40.0}, "client 1": {"top1": 60.0}}
     found = curves([one_round(4, {0: 1.0}, by_model=two, metrics={"top1": 50.0})])
     assert found["top1"] == [[5, 50.0]] and found["top1 @ client 0"] == [[5, 40.0]]
+
+
+def test_the_headline_of_the_lora_gap_is_the_largest_of_the_rounds():
+    """That of the last round would say nothing: there the rate has fallen to next to nothing."""
+    rounds = [one_round(number, {0: 1.0}, gap=gap) for number, gap in enumerate([0.1, 0.3, None, 1e-6])]
+    found = summary(FederatedResult({}, {}, {}, rounds, 1.0), {"sizes": [1]})
+    assert found["lora_gap_largest"] == 0.3 and "lora_gap" not in found
+    assert "lora_gap_largest" not in summary(FederatedResult({}, {}, {}, rounds[2:3], 1.0), {"sizes": [1]})
 
 
 class Sink:

@@ -118,6 +118,25 @@ def test_hidden_modalities_and_failures_have_tables_of_their_own(tmp_path):
     assert told["failed"] == "1" and told[r"bytes\_up"] == "8,000,000"
 
 
+def test_the_largest_lora_gap_is_shown_of_older_records_too(tmp_path):
+    """They hold that of the last round, where the rate has fallen to next to nothing, and the curve."""
+    older, newer = record("fedavg", "alpha_05", 70.0), record("fedyogi", "alpha_05", 70.0)
+    older.metrics["lora_gap"], newer.metrics["lora_gap_largest"] = 1e-6, 0.25
+    for one in (older, newer):
+        one.curves["LoRA gap"] = [[1.0, 0.125], [2.0, 0.25], [3.0, 1e-6]]
+    whole = page([older, newer, record("fedadam", "alpha_05", 70.0)], tmp_path)
+    head, _, *rows = lines_of(whole, "Rounds, bytes, failures")
+    column = cells(head).index("largest LoRA gap")
+    assert [cells(row)[column] for row in rows] == ["0.25", "", "0.25"]
+    assert r"#### lora\_gap" not in whole
+
+
+def test_which_layers_lora_trains_stands_behind_the_numbers(tmp_path):
+    one = record("fedavg", "alpha_05", 70.0)
+    one.data["lora"] = "24 modules in 6 of 24 layers"
+    assert "- LoRA: 24 modules in 6 of 24 layers" in page([one], tmp_path)
+
+
 def test_rates_and_wording_stand_beside_the_rows(tmp_path):
     records = [
         record("fedyogi", "alpha_05", 70.0),

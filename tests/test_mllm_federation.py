@@ -62,7 +62,8 @@ def test_a_record_says_what_was_exchanged_and_how_it_answers(root, settings, uni
     # Two layers of width 16 with two heads of 8, one of keys and values: r 8 in and out of q, k, v, o, float32.
     assert size == 2 * 8 * ((16 + 16) + (16 + 8) + (16 + 8) + (16 + 16)) * 4
     assert record.metrics["bytes_up"] == record.metrics["bytes_down"] == 2 * 2 * size
-    assert record.metrics["failed"] == 0 and record.metrics["lora_gap"] >= 0
+    assert record.metrics["failed"] == 0 and record.data["lora"] == "8 modules in 2 of 2 layers"
+    assert record.metrics["lora_gap_largest"] == max(gap for _, gap in record.curves["LoRA gap"]) > 0
     conditions = {name.partition(", ")[2] for name in record.metrics if name.startswith("auc_probability")}
     assert conditions == {"", "image only", "text only", "neither"}
     # Without anything to see every meme gets the same score.
@@ -244,7 +245,7 @@ def test_local_models_stay_with_their_clients(root, tmp_path):
 def test_adapters_have_nothing_that_noise_does_not_cover(root, tmp_path):
     result = federate.main.run(composed(root, "federated/privacy=client_level", *TWO_ROUNDS, *elsewhere(tmp_path)))
     assert result["failed"] == 0 and result["epsilon"] > 0 and list(result["checkpoint"]) == ["global"]
-    assert not {"train/loss", "lora_gap"} & result.keys()
+    assert not {"train/loss", "lora_gap_largest"} & result.keys()
 
 
 def test_zero_shot_measures_the_base_and_keeps_no_adapter(root, tmp_path, capsys):

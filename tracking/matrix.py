@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracking.groups import Group
+from tracking.records import Record
 from tracking.report import Published, spread, table, text
 
 ORDER = ("zero_shot", "local", "centralised", "fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "oneshot")
 MANY = 10_000  # from here on digits are grouped
 FLOOR = "text alone, the commonest training answer to each question"
-COUNTED = ("rounds", "clients", "skew", "failed", "lora_gap", "bytes_up", "bytes_down", "train/loss", "unparsable")
+LARGEST_GAP, LAST_GAP = "lora_gap_largest", "lora_gap"  # older records hold that of the last round, which is not shown
+COUNTED = ("rounds", "clients", "skew", "failed", LARGEST_GAP, "bytes_up", "bytes_down", "train/loss", "unparsable")
+COLUMNS = {LARGEST_GAP: "largest LoRA gap"}  # the others bear their own names
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Matrix:
             name
             for group in self.groups
             for name in group.first.metrics
-            if ", " not in name and _plain(name) not in COUNTED
+            if ", " not in name and _plain(name) not in (*COUNTED, LAST_GAP)
         )
         return sorted(ours, key=lambda name: list(theirs).index(name) if name in theirs else len(theirs))
 
@@ -92,12 +95,11 @@ class Matrix:
         lines = []
         for group in sorted(self.groups, key=lambda g: (self.settings.index(g.first.data["split"]), _order(g))):
             first = group.first
-            told = {name: first.metrics[name] for name in COUNTED if name in first.metrics}
             name = ", ".join(filter(None, [self.published.title(first.method), first.variant, group.note]))
             setting = text(self.published.title(first.data["split"]))
-            counts = {text(k): f"{v:,.0f}" if v >= MANY else f"{v:.4g}" for k, v in told.items()}
+            counts = {text(k): f"{v:,.0f}" if v >= MANY else f"{v:.4g}" for k, v in _counts(first).items()}
             lines.append({"setting": setting, "row": text(name), **counts})
-        return table(["setting", "row", *map(text, COUNTED)], lines)
+        return table(["setting", "row", *(text(COLUMNS.get(name, name)) for name in COUNTED)], lines)
 
     def chosen(self) -> str:
         """Rates, sizes of LoRA and wording by row; a row that was run with several has a line for each."""
@@ -142,6 +144,14 @@ def _choices(config: Mapping[str, Any]) -> dict[str, str]:
         "server": ", ".join(f"{name} {value}" for name, value in server.items()),
         "wording": str(config["prompt"]["source"]),
     }
+
+
+def _counts(record: Record) -> dict[str, float]:
+    """What a record counts, by column; the largest LoRA gap of an older one is read from its curve."""
+    told = {COLUMNS.get(name, name): record.metrics[name] for name in COUNTED if name in record.metrics}
+    if curve := record.curves.get("LoRA gap"):
+        told.setdefault(COLUMNS[LARGEST_GAP], max(gap for _, gap in curve))
+    return told
 
 
 def _none() -> Published:
