@@ -143,15 +143,18 @@ reproduce-ucla: $(STAMP) ## NW-UCLA: every method, at 5, 15, 30 and 40 labelled 
 	$(BIN)/python eval.py -m experiment=ucla/sds_cl protocol=semi protocol.fraction=$(UCLA_FRACTIONS) $(call sizes,$(UCLA_RAW)) $(ARGS)
 	$(BIN)/python report.py name=ucla
 
-# FedMLLM's table on Hateful Memes: four settings, two at a time on the miniature (whichever is first makes the
-# tiny base, the other waits for it), one at a time on real data.
-FEDMLLM_SETTINGS := $(if $(filter true,$(full)),alpha_5 alpha_1) alpha_05 $(if $(filter true,$(full)),missing_30 missing_40) missing_50 $(if $(filter true,$(full)),cross_3_7) cross_5_5 $(if $(filter true,$(full)),cross_7_3 hybrid_80 hybrid_70) hybrid_60
+# FedMLLM's table on Hateful Memes: two processes, on the miniature side by side (whichever is first makes the tiny base,
+# the other waits for it), on real data one after the other.
+more = $(if $(filter true,$(full)),$(1)) $(2)
+FEDMLLM_HALVES := \
+  $(call list,$(call more,alpha_5 alpha_1,alpha_05) $(call more,cross_3_7 cross_7_3,cross_5_5)) \
+  $(call list,$(call more,missing_30 missing_40,missing_50) $(call more,hybrid_80 hybrid_70,hybrid_60))
 FEDMLLM_ROWS := zero_shot,local,centralised,fedavg,fedavgm,fedadam,fedyogi,prompt,adaptive$(if $(filter true,$(full)),$(comma)fedadagrad$(comma)fedprox$(comma)one_shot)
 
 reproduce-fedmllm: $(STAMP) ## FedMLLM on Hateful Memes: read the set, nine rows, twelve with full=true, on four settings or twelve, report [HATEFUL_MEMES_RAW=folder full=true scale=...]
 	$(call read_corpus,hateful_memes,$(HATEFUL_MEMES_RAW))
-	$(if $(HATEFUL_MEMES_RAW),,OMP_NUM_THREADS=1 )$(MAKE) --no-print-directory -j$(if $(HATEFUL_MEMES_RAW),1,2) $(addprefix fedmllm-,$(FEDMLLM_SETTINGS))
+	$(if $(HATEFUL_MEMES_RAW),,OMP_NUM_THREADS=1 )$(MAKE) --no-print-directory -j$(if $(HATEFUL_MEMES_RAW),1,2) $(addprefix fedmllm-,$(FEDMLLM_HALVES))
 	$(BIN)/python report.py name=fedmllm_hateful_memes
 
 fedmllm-%: $(STAMP)
-	$(BIN)/python federate.py -m experiment=fedmllm/hateful_memes_$* row=$(FEDMLLM_ROWS) $(call sizes,$(HATEFUL_MEMES_RAW)) $(ARGS)
+	$(BIN)/python federate.py -m experiment=$(call list,$(addprefix fedmllm/hateful_memes_,$(subst $(comma), ,$*))) row=$(FEDMLLM_ROWS) $(call sizes,$(HATEFUL_MEMES_RAW)) $(ARGS)

@@ -159,6 +159,19 @@ def test_test_sets_show_both_or_what_is_asked(memes):
     assert next(iter(data.ordered("dev_seen", answers=True))) and encode.calls[-1][2] is not None
 
 
+def test_samples_that_ask_the_same_are_asked_once(memes):
+    data = module(memes, partition=IID(4), eval_batch_size=5)
+    for condition, (image_there, text_there) in CONDITIONS.items():
+        loader, place = data.distinct("test", condition)
+        ids = [name for batch in loader for name in batch.ids]
+        asked = [(s.image if image_there else None, s.text if text_there else None) for s in memes.test]
+        assert len(ids) == len(set(asked)) == max(place) + 1 and len(place) == len(memes.test)
+        question_of = dict(zip((sample.id for sample in memes.test), asked, strict=True))
+        assert [question_of[ids[at]] for at in place] == asked
+        assert ids == sorted(ids, key=list(question_of).index)  # the first to ask, in the order of the file
+    assert len(data.distinct("test", "neither")[0]) == 1 and len(data.distinct("test", "both")[1]) == len(memes.test)
+
+
 def test_pooling_keeps_what_every_client_shows(memes):
     apart = module(memes, partition=IID(4), scenario=CrossModal(2))
     pooled = module(memes, partition=IID(4), scenario=CrossModal(2), pooled=True)

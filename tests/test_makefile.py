@@ -63,7 +63,7 @@ def test_the_memes_are_read_before_any_row_and_every_row_reads_the_same(raw):
     short, full = (jobs("reproduce-fedmllm", f"HATEFUL_MEMES_RAW={raw}", *more) for more in ([], ["full=true"]))
     rows = ["zero_shot", "local", "centralised", "fedavg", "fedavgm", "fedadam", "fedyogi", "prompt", "adaptive"]
     for found, settings, further in (short, 4, []), (full, 12, ["fedadagrad", "fedprox", "one_shot"]):
-        assert [door for door, _ in found] == ["prepare", *["federate"] * settings, "report"]
+        assert [door for door, _ in found] == ["prepare", "federate", "federate", "report"]
         assert found[0][1] == ["corpus=hateful_memes", *([f"raw={raw}"] if raw else [])]
         assert len(values(found, "experiment")) == settings and values(found, "row") == {*rows, *further}
         assert values(found, "scale") == {"published" if raw else "mini"}

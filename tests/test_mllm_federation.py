@@ -29,8 +29,10 @@ from federated.client import Client
 from federated.ledger import Ledger
 from federated.seeding import seed_of, seeded
 from federated.workloads.image_text import check_tone
+from lightning_modules.mllm.answers import Asking, answer, score
 from lightning_modules.mllm.text_floor import text_floor
 from tracking import records
+from tracking.build import build
 
 root = toy_mllm.root
 
@@ -68,6 +70,18 @@ def test_a_record_says_what_was_exchanged_and_how_it_answers(root, settings, uni
     assert conditions == {"", "image only", "text only", "neither"}
     # Without anything to see every meme gets the same score.
     assert record.metrics["auc_probability, neither"] == 50
+
+
+def test_samples_that_ask_the_same_are_answered_as_each_alone(settings):
+    workload = build(settings.workload, config=settings)
+    module = workload.module()
+    measured = workload.evaluate(module)
+    samples = {sample.id: sample for sample in workload.data.samples("test")}
+    asking = Asking(workload.data.prompts.answers(workload.data.corpus.options), **settings.asking)
+    for condition, named in ("both", ""), ("image only", ", image only"), ("text only", ", text only"):
+        each = score(answer(module, workload.data.ordered("test", condition), asking), samples, asking)
+        for name in ("accuracy", "macro_f1", "auc_probability"):
+            assert measured[f"{name}{named}"] == pytest.approx(100 * each[name], abs=1e-6), (name, condition)
 
 
 def test_what_was_rejected_is_told_recorded_and_kept(root, settings, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -211,6 +212,22 @@ class ImageTextDataModule(pl.LightningDataModule):
         samples = self.samples(side)
         shown = np.tile(CONDITIONS[condition], (len(samples), 1))
         return self._loader(Asked(self, samples, shown, answers, self.encode), self.eval_batch_size)
+
+    def distinct(self, side: str, condition: str) -> tuple[DataLoader, list[int]]:
+        """What `ordered` shows, every pair of image and text once: where neither is shown all samples ask the same.
+
+        Returns batches of the samples that are the first to ask, and for every sample of the side which of them it is.
+        """
+        image, text = CONDITIONS[condition]
+        samples = self.samples(side)
+        asked = [(s.image if image else None, s.text if text else None) for s in samples]
+        first: dict[tuple[Path | None, str | None], Sample] = {}
+        for question, sample in zip(asked, samples, strict=True):
+            first.setdefault(question, sample)
+        order = {question: place for place, question in enumerate(first)}
+        shown = np.tile(CONDITIONS[condition], (len(first), 1))
+        loader = self._loader(Asked(self, list(first.values()), shown, False, self.encode), self.eval_batch_size)
+        return loader, [order[question] for question in asked]
 
     def _loader(self, asked: Asked, batch_size: int, **options: Any) -> DataLoader:
         workers = self.num_workers

@@ -1,6 +1,7 @@
 """A multimodal LLM as a federation: LoRA on a frozen base, clients whose images and texts are missing or apart."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,7 +23,7 @@ from federated.orchestrator import Metrics, Orchestrator
 from federated.sites import at_sites
 from federated.state import State
 from federated.strategies.base import Strategy
-from lightning_modules.mllm.answers import Asking, answer, said, score
+from lightning_modules.mllm.answers import Answer, Asking, answer, said, score
 from lightning_modules.mllm.module import MultimodalModule
 from lightning_modules.mllm.text_floor import text_floor
 from tracking import identity
@@ -114,13 +115,19 @@ class ImageText:
         for side in self._config["tested"]:
             samples = {sample.id: sample for sample in self.data.samples(side)}
             for condition in self._config["conditions"]:
-                answers = answer(module, self.data.ordered(side, condition), asking)
+                answers = self._answered(module, side, condition)
                 if side == "test":
                     self._answers[condition] = {found.id: said(found, asking) for found in answers}
                 for name, value in score(answers, samples, asking).items():
                     rate = value if name in COUNTS else 100 * value
                     found[_named(name, side, condition)] = rate
         return found
+
+    def _answered(self, module: MultimodalModule, side: str, condition: str) -> list[Answer]:
+        """One answer a sample; samples that ask the same have the same."""
+        asked, place = self.data.distinct(side, condition)
+        given = answer(module, asked, self._asking)
+        return [replace(given[at], id=sample.id) for at, sample in zip(place, self.data.samples(side), strict=True)]
 
     @property
     def _asking(self) -> Asking:
