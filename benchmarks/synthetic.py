@@ -10,7 +10,8 @@ from datamodules.store import StoreIndex, read_manifest, write_store
 
 FRAMES = (60, 101)
 LENGTHS = (100, 50, 300)  # frames of a clip in the curves over frames; NTU RGB+D has none of more than 300
-TWO_BODIES = 5  # every so-manyth clip has a second body; in NTU RGB+D it is 11 of 60 classes
+TWO_BODIES = 5  # every so-manyth file or stored clip has a second body
+SHARE = 11 / 60  # of the clips of a batch that have one, and at least one: classes of NTU RGB+D
 
 
 def ntu_files(folder: Path, count: int, seed: int = 0, length: int | None = None) -> list[Path]:
@@ -35,11 +36,11 @@ def ntu_files(folder: Path, count: int, seed: int = 0, length: int | None = None
     return paths
 
 
-def batch(clips: int, frames: int = 100, seed: int = 0, every: int = TWO_BODIES) -> SkeletonBatch:
-    """Random walks (N, 3, frames, 25, 2); the second body is there in every so-manyth clip."""
+def batch(clips: int, frames: int = 100, seed: int = 0) -> SkeletonBatch:
+    """Random walks (N, 3, frames, 25, 2); the second body is there in the last clips, their SHARE."""
     source = torch.Generator().manual_seed(seed)
     joints = torch.randn(clips, 3, frames, 25, 2, generator=source).mul(0.1).cumsum(2)
-    joints[[n for n in range(clips) if n % every != every - 1], ..., 1] = 0
+    joints[: clips - max(1, round(clips * SHARE)), ..., 1] = 0
     labels = torch.arange(clips) % 60
     return SkeletonBatch(joints, torch.full((clips,), frames), labels, torch.arange(clips))
 

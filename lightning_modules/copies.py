@@ -132,17 +132,20 @@ def alike(*inputs: Tensor, slots: int = 1) -> Rows | None:
     first is no absent second. None where nothing would be saved, and for inputs that ask for a gradient: there every
     row gets its own.
     """
+    if any(x.requires_grad for x in inputs):
+        return None
     empty = torch.stack([~x.flatten(1).any(1) for x in inputs]).all(0)
     slot = torch.arange(len(empty), device=empty.device) % slots
     zeros = torch.bincount(slot[empty], minlength=slots)
     kinds = (zeros > 0).nonzero()[:, 0]
-    if int(zeros.sum()) <= len(kinds) or any(x.requires_grad for x in inputs):
+    if int(zeros.sum()) <= len(kinds):
         return None
     present = (~empty).nonzero()[:, 0]
     first = (empty & (slot == kinds[:, None])).int().argmax(1)
     kind_of = len(present) + (zeros > 0).cumsum(0) - 1
     place = torch.where(empty, kind_of[slot], (~empty).cumsum(0) - 1)
-    copies = torch.cat([inputs[0].new_ones(len(present)), zeros[kinds].to(inputs[0].dtype)])
+    wide = torch.promote_types(inputs[0].dtype, torch.float32)  # halves do not count beyond some hundreds
+    copies = torch.cat([inputs[0].new_ones(len(present), dtype=wide), zeros[kinds].to(wide)])
     return Rows(torch.cat([present, first]), copies, place)
 
 

@@ -163,13 +163,15 @@ def energy_dropped(features: Tensor, threshold: float) -> Tensor:
 
 
 def attacked(module: A2MC, attack: Attack, clips: Tensor) -> Tensor:
-    """Label from a pass of its own; backward through the whole network, gradients of parameters thrown away."""
+    """Backward through the whole network, parameters' gradients thrown away; the released label is of a pass apart."""
     with frozen_statistics(module), torch.enable_grad():
-        labels = module.logits(clips).argmax(1)
+        labels = module.logits(clips).argmax(1) if module.label_pass else None
         x = clips
         for _ in range(attack.steps):
             clip = x.clone().requires_grad_()
-            F.cross_entropy(module.logits(clip), labels).backward()
+            logits = module.logits(clip)
+            labels = logits.argmax(1) if labels is None else labels
+            F.cross_entropy(logits, labels).backward()
             away = unit(clip.grad)
             clip.grad = None
             PERCEPTUAL[attack.perceptual](clip, clips, TOPOLOGIES[attack.topology]).backward()

@@ -1,4 +1,4 @@
-"""Layers as their equations stand in the papers: every body computed, one subset and one pair after the other.
+"""Layers as their equations stand in the papers or in released code: every body computed, maps pair by pair.
 
 Each is the `forward` (or method) of one of our layers and reads its parameters, so that both compute the same.
 """
@@ -21,29 +21,23 @@ from lightning_modules.layers import Pointwise, leaky
 
 
 def subset_attention(self: SubsetAttention, x: Tensor) -> Tensor:
-    """z_s[p'] = sum_p x[p] a_s[p, p'], subset after subset, x copied for each."""
+    """z_s[p'] = sum_p x[p] a_s[p, p'], all subsets in one product, as released."""
     batch, _, length, positions = x.shape
     heads = self.query_key(x + self.code).reshape(batch, 2 * self.subsets, self.inner, length, positions)
-    parts = []
-    for subset in range(self.subsets):
-        query, key = heads[:, subset], heads[:, self.subsets + subset]
-        scores = torch.einsum("bctu,bctv->buv", query, key) / (self.inner * length)
-        attention = self.alpha[:, subset] * scores.tanh()
-        if self.a0 is not None:
-            attention = attention + self.a0[:, subset]
-        parts.append(torch.einsum("bctu,buv->bctv", x, attention).contiguous())
-    return torch.cat(parts, dim=1)
+    query, key = heads.chunk(2, dim=1)
+    scores = torch.einsum("nsctu,nsctv->nsuv", query, key) / (self.inner * length)
+    attention = self.alpha * scores.tanh()
+    if self.a0 is not None:
+        attention = attention + self.a0
+    return torch.einsum("nctu,nsuv->nsctv", x, attention).reshape(batch, -1, length, positions)
 
 
 def head_attention(self: HeadAttention, x: Tensor, other: Tensor) -> Tensor:
-    """tanh attention of SIIA, head after head."""
+    """tanh attention of SIIA, all heads in one product, as released."""
     queries, keys, values = self.heads(x, other)
-    parts = []
-    for head in range(self.num_heads):
-        query, key, value = queries[:, head], keys[:, head], values[:, head]
-        attention = (torch.einsum("bctu,bctv->buv", query, key) / (query.shape[1] * query.shape[2])).tanh()
-        parts.append(torch.einsum("buv,bctv->bctu", attention, value))
-    return leaky(x + self.feed_forward(torch.cat(parts, dim=1)))
+    attention = (torch.einsum("nhctu,nhctv->nhuv", queries, keys) / (queries.shape[2] * queries.shape[3])).tanh()
+    attended = torch.einsum("nhuv,nhctv->nhctu", attention, values)
+    return leaky(x + self.feed_forward(attended.flatten(1, 2)))
 
 
 def onto_joints(self: PPA, part_map: Tensor, body_on_parts: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ def starting(door: str, size: int, setting: Setting) -> Case:
 
 WORKLOADS = [
     Workload(
-        f"start_{door}", "start", f"`{door}.py` from the start of its process to its first step", "",
+        f"start_{door}", "start",
+        f"`{' '.join([f'{door}.py', *DOORS[door][0][:1]])}` from the start of its process to its first step", "",
         partial(starting, door), "starts", (1,), 1, value="seconds", rounds=2, memory=False,
         goal=Goal("amount", 6, False, "under 6 s"),
     )
