@@ -207,10 +207,8 @@ class ImageTextDataModule(pl.LightningDataModule):
 
         answers: whether the batches hold the answers; for scoring and generation they end with the prompt.
         """
-        if condition not in CONDITIONS:
-            raise InputError(f"modality: expected a condition of {', '.join(CONDITIONS)}, found {condition!r}")
         samples = self.samples(side)
-        shown = np.tile(CONDITIONS[condition], (len(samples), 1))
+        shown = np.tile(_condition(condition), (len(samples), 1))
         return self._loader(Asked(self, samples, shown, answers, self.encode), self.eval_batch_size)
 
     def distinct(self, side: str, condition: str) -> tuple[DataLoader, list[int]]:
@@ -218,14 +216,14 @@ class ImageTextDataModule(pl.LightningDataModule):
 
         Returns batches of the samples that are the first to ask, and for every sample of the side which of them it is.
         """
-        image, text = CONDITIONS[condition]
+        image, text = _condition(condition)
         samples = self.samples(side)
         asked = [(s.image if image else None, s.text if text else None) for s in samples]
         first: dict[tuple[Path | None, str | None], Sample] = {}
         for question, sample in zip(asked, samples, strict=True):
             first.setdefault(question, sample)
         order = {question: place for place, question in enumerate(first)}
-        shown = np.tile(CONDITIONS[condition], (len(first), 1))
+        shown = np.tile((image, text), (len(first), 1))
         loader = self._loader(Asked(self, list(first.values()), shown, False, self.encode), self.eval_batch_size)
         return loader, [order[question] for question in asked]
 
@@ -252,6 +250,13 @@ def columns(samples: Sequence[Sample]) -> Mapping[str, Sequence]:
 def skew_labels(samples: Sequence[Sample]) -> Sequence:
     """What the skew of a partition is measured by: the class, or of open questions the group."""
     return columns(samples).get("labels", [sample.group for sample in samples])
+
+
+def _condition(name: str) -> tuple[bool, bool]:
+    """Whether image and text are shown; raises InputError for a name that is none."""
+    if name not in CONDITIONS:
+        raise InputError(f"modality: expected a condition of {', '.join(CONDITIONS)}, found {name!r}")
+    return CONDITIONS[name]
 
 
 def _as_is(batch: Any) -> Any:
