@@ -4,12 +4,18 @@ import pytest
 import torch
 from toys import ToyMethod, toy_data, write_toy_stores
 
-from benchmarks.precision import COMPARED, PROTOCOLS, InHalf, interval, overrides, summary
+from benchmarks.precision import COMPARED, PROTOCOLS, InHalf, interval, overrides, summary, verdict
 
 
 def test_the_interval_is_that_of_student():
     mean, wide = interval([1.0, 2.0, 3.0, 4.0])
     assert mean == 2.5 and wide == pytest.approx(3.182446 * 1.2909944 / 2, abs=1e-5)  # t(.975, 3) s / sqrt(n)
+
+
+def test_only_an_interval_within_the_bound_shows_it():
+    assert verdict({"mean": -0.1, "half_width": 0.19}) == "within .3: shown"
+    for mean, wide in (-0.1, 0.21), (0.0, 0.31), (-0.4, 0.0):
+        assert verdict({"mean": mean, "half_width": wide}) == "within .3: not shown"
 
 
 def test_differences_are_from_float32_of_the_same_seed():

@@ -39,7 +39,7 @@ def test_the_measured_cost_of_fifty_rounds_is_below_its_bound():
     cost = json.loads((RESULTS / "cost.json").read_text())
     assert (cost["rounds"], cost["clients"], len(cost["memory_mb"])) == (50, 50, 50)
     memory = cost["memory_mb"]
-    assert max(memory) < 1.02 * memory[0]
+    assert sum(memory[-10:]) < 1.01 * sum(memory[1:11])  # flat: the first round has still to reach its level
     assert (
         f"{memory[0]:.1f} MB after the first round, {memory[-1]:.1f} after the last and {max(memory):.1f} at most"
         in DOC
