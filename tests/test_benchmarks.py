@@ -13,7 +13,7 @@ from benchmarks import __main__ as bench
 from benchmarks import harness, synthetic, table
 from benchmarks.harness import Case, Goal, Setting, Workload, measured, ready
 from benchmarks.plain.networks import published
-from benchmarks.workloads import ALL, training
+from benchmarks.workloads import ALL, evaluation, training
 from lightning_modules.copies import CountedBatchNorm2d
 from lightning_modules.encoders.ctr_gcn import CTRGCN
 from lightning_modules.encoders.dsta import DSTANet
@@ -262,6 +262,16 @@ def test_what_is_said_of_rounds_and_of_a2mc_is_what_was_measured():
     beside = "less than" if step["ours"] < 7.9 else "no less than"
     assert f"ours takes {ours} s, {beside} the 7.9 s" in text
     assert f"plain side takes {plain} s here, so that {ratio} times as fast" in text
+
+
+def test_what_is_said_of_the_memory_of_k_nn_is_what_was_measured():
+    point, ntu60 = table.read()["rows"]["knn"]["points"][0], evaluation.NTU60
+    features = 4 * ntu60["width"] * (ntu60["train"] + ntu60["test"])
+    held, both, all_of_it = (
+        f"{size / 1e9:.1f}" for size in (point["ours_peak"], features, point["ours_peak"] + features)
+    )
+    told = f"the search holds {held} GB beside the features ({both.lstrip('0')} GB of both sides), {all_of_it} in all"
+    assert told in " ".join(table.PAGE.read_text().split())
 
 
 def test_what_the_readme_says_of_speed_was_measured():

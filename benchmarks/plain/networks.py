@@ -68,10 +68,19 @@ def graph_convolution(self: GraphConvolution, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def published(*networks: nn.Module) -> Iterator[None]:
-    """Within it our layers compute as above, and the networks every body, whichever encoder is theirs."""
+def every_body(*networks: nn.Module) -> Iterator[None]:
+    """Within it the networks compute absent bodies like all others, whichever encoder is theirs."""
     sparing = [part for network in networks for part in network.modules() if hasattr(part, "absent_once")]
     with ExitStack() as stack:
+        for part in sparing:
+            stack.enter_context(patch.object(part, "absent_once", False))
+        yield
+
+
+@contextmanager
+def published(*networks: nn.Module) -> Iterator[None]:
+    """Within it our layers compute as above, and the networks every body."""
+    with every_body(*networks), ExitStack() as stack:
         for layer, name, plain in (
             (SubsetAttention, "forward", subset_attention),
             (HeadAttention, "forward", head_attention),
@@ -82,6 +91,4 @@ def published(*networks: nn.Module) -> Iterator[None]:
             (Pointwise, "forward", nn.Conv2d.forward),
         ):
             stack.enter_context(patch.object(layer, name, plain))
-        for part in sparing:
-            stack.enter_context(patch.object(part, "absent_once", False))
         yield

@@ -80,7 +80,7 @@ def tiny_base(recipe: Recipe, cache: Path) -> Path:
 
 def _train(recipe: Recipe, folder: Path) -> None:
     start = time.process_time()
-    print("tiny base: drawing pictures, then some minutes of training on one core, once", flush=True)
+    print("tiny base: drawing pictures, then some minutes of training, once", flush=True)
     words = tiny_model.tokenizer(picture_questions.vocabulary_texts(), recipe.size.vocabulary)
     model = tiny_model.model(words, recipe.size, recipe.seed).train()
     album = Album.drawn(recipe.pictures, recipe.seed)
