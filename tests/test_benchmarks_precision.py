@@ -1,10 +1,16 @@
-"""Seed by seed: bfloat16 beside float32."""
+"""Seed by seed: bfloat16 beside float32; the page says what the measurements say."""
+
+import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from toys import ToyMethod, toy_data, write_toy_stores
 
 from benchmarks.precision import COMPARED, PROTOCOLS, InHalf, interval, overrides, summary, verdict
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_the_interval_is_that_of_student():
@@ -47,3 +53,16 @@ def test_the_two_trainings_of_a_seed_differ_in_their_precision_alone():
     whole, half = (overrides("raw", "mini", 3, precision) for precision in ("float32", "bfloat16"))
     assert whole[:-1] == half[:-1] and "seed=3" in whole
     assert (whole[-1], half[-1]) == ("trainer.precision=32-true", "trainer.precision=bf16-mixed")
+
+
+def test_the_page_says_what_was_measured():
+    told = json.loads((DOCS / "results" / "bf16_seeds.json").read_text())
+    assert told["summary"] == summary(told["seeds"])
+    page = (DOCS / "performance.md").read_text()
+    rows = re.findall(r"^\| (embedded|trained) in bfloat16 \| (.*) \| (.*) \|$", page, flags=re.MULTILINE)
+    assert [f"{row[0]} in bfloat16" for row in rows] == list(COMPARED)
+    for what, *numbers in rows:
+        points = told["summary"][f"{what} in bfloat16"]
+        for number, of in zip(numbers, (points[name] for name in PROTOCOLS), strict=True):
+            assert number == f"{of['mean']:+.2f} ± {of['half_width']:.2f}, {verdict(of)}".replace("-", "−")
+    assert f"over {len(told['seeds'])} seeds" in " ".join(page.split())
