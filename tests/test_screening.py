@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from lightning_modules.evaluation import knn, screening
 from lightning_modules.evaluation.embedding import Embedding
@@ -43,8 +45,7 @@ def slowly(train: Embedding, queries: torch.Tensor, metric: str, k: int) -> tupl
 
 
 def screen_of(train: Embedding, queries: torch.Tensor, metric: str) -> tuple[Screen, torch.Tensor]:
-    rows, offset = comparable(train.vectors, metric)
-    return Screen(rows, offset, train.labels, CLASSES), directed(queries, metric)
+    return Screen(train.vectors, *comparable(train.vectors, metric), train.labels, CLASSES), directed(queries, metric)
 
 
 @pytest.fixture
@@ -97,7 +98,8 @@ def test_estimates_lie_within_their_bounds_which_are_not_idle(kind):
     train, queries = features(1500, 2, kind=kind), features(400, 3, kind=kind).vectors
     screen, queries = screen_of(train, queries, "cosine")
     estimate, doubt = estimates(screen, queries)
-    exact = (queries - screen.centre).double() @ (screen.train - screen.centre).double().T
+    rows = screen.train * screen.weight[:, None]
+    exact = (queries - screen.centre).double() @ (rows - screen.centre).double().T
     share = (estimate - exact).abs() / doubt
     assert 0.1 < share.max() < 0.9
 
@@ -164,6 +166,42 @@ def test_of_exact_copies_the_first_is_the_nearest_screened_and_plain(way):
     expected = train.labels[np.stack([nearest, 899 - nearest], axis=2).reshape(200, 20)]
     assert (expected[:, 0] != expected[:, 1]).sum() > 100
     assert torch.equal(found, expected) and torch.equal(scores.argmax(1), found[:, 0])
+
+
+def test_lengths_of_rows_count_for_nothing_by_cosine_and_all_zero_rows_are_as_far_as_a_right_angle(way):
+    train, queries = features(900, 8, 256), features(200, 9, 256).vectors
+    expected = KNN().search(train, queries, CLASSES)
+    train.vectors.mul_(2.0 ** (torch.arange(900) % 7 - 3)[:, None])  # exact: the answer is the same to the bit
+    longer = KNN().search(train, queries, CLASSES)
+    assert all(torch.equal(*pair) for pair in zip(longer, expected, strict=True))
+    train.vectors[5], train.labels[5] = 0, CLASSES - 1
+    scores = KNN().search(train, queries, CLASSES)[1]
+    assert (scores[:, -1] == 0).all() and (scores[:, :-1].amax(1) > 0).all()
+
+
+class Largest(TorchDispatchMode):
+    """Bytes of the largest memory that an operation makes within it."""
+
+    most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        there = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if dense(x)}
+        made = [x.untyped_storage() for x in tree_leaves(out) if dense(x)]
+        self.most = max([self.most, *(x.nbytes() for x in made if x.data_ptr() not in there)])
+        return out
+
+
+def dense(x: object) -> bool:
+    return isinstance(x, torch.Tensor) and x.layout is torch.strided
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_search_makes_no_copy_of_the_training_rows(metric, way):
+    train, queries = features(9000, 0), features(24, 1).vectors
+    with Largest() as memory:
+        KNN(metric=metric).search(train, queries, CLASSES)
+    assert 0 < memory.most < train.vectors.nbytes / 3
 
 
 @pytest.mark.parametrize("strange", [0.0, torch.nan])

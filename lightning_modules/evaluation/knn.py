@@ -9,27 +9,29 @@ from torch.nn import functional
 from datamodules.errors import InputError
 from lightning_modules.evaluation.embedding import Embedding
 from lightning_modules.evaluation.measured import Measured
-from lightning_modules.evaluation.ranking import led, nearest, plainly
+from lightning_modules.evaluation.ranking import led, nearest, plainly, similarities
 from lightning_modules.evaluation.screening import Screen, worthwhile
 from lightning_modules.evaluation.subject import Subject
 
 CHUNK = 1024  # queries at once: memory is as many rows of similarities to all training clips
+LEAST = 1e-12  # a shorter row is taken as so long, as in functional.normalize: an all-zero one is harmless
 
 
 def comparable(train: Tensor, metric: str) -> tuple[Tensor, Tensor]:
-    """Training rows (N, D) and an offset (N,): product with a query (`directed`) minus offset is the larger the nearer.
+    """Weight and offset (N,) of training rows (N, D): `similarities` with them are the larger the nearer.
 
-    metric: "cosine" or "euclidean" (there it is minus half the squared distance, up to a number of each query).
+    metric: "cosine" or "euclidean" (there it is minus half the squared distance, up to a number of each query). A
+    row's length is taken out of its products, not of the row: that would be a second copy of all rows.
     """
     if metric == "cosine":
-        return functional.normalize(train, dim=1), torch.zeros(len(train))
+        return 1 / train.norm(dim=1).clamp(min=LEAST), train.new_zeros(len(train))
     if metric == "euclidean":  # |a - b|^2 orders like |a|^2 - 2 a.b
-        return train, train.square().sum(1) / 2
+        return train.new_ones(len(train)), torch.cat([part.square().sum(1) / 2 for part in train.split(CHUNK)])
     raise InputError(f"metric must be cosine or euclidean, found {metric!r}")
 
 
 def directed(queries: Tensor, metric: str) -> Tensor:
-    """Queries (Q, D) as they are multiplied with `comparable` rows."""
+    """Queries (Q, D) as they are multiplied with training rows."""
     return functional.normalize(queries, dim=1) if metric == "cosine" else queries
 
 
@@ -38,8 +40,10 @@ def neighbours(train: Tensor, test: Tensor, k: int, metric: str, chunk: int = CH
 
     Works through `test` in chunks: memory is chunk x N_train, never N_test x N_train.
     """
-    train, offset = comparable(train, metric)
-    return torch.cat([nearest(directed(part, metric) @ train.T - offset, k) for part in test.split(chunk)])
+    weight, offset = comparable(train, metric)
+    return torch.cat(
+        [nearest(similarities(directed(part, metric), train, weight, offset), k) for part in test.split(chunk)]
+    )
 
 
 def nearest_other(vectors: Tensor, metric: str) -> Tensor:
@@ -81,14 +85,17 @@ class KNN:
         the lowest row, but the two ways sum in other orders, so that clips may change places which float32's own
         rounding does not tell apart.
         """
-        rows, offset = comparable(train.vectors, self.metric)
+        rows, (weight, offset) = train.vectors, comparable(train.vectors, self.metric)
         k, found, scores = max(self.ks), [], []
-        screen = Screen(rows, offset, train.labels, num_classes) if worthwhile(rows, queries) else None
+        screen = None
+        if worthwhile(rows, queries):
+            screen = Screen(rows, weight, offset, train.labels, num_classes)
         for chunk in queries.split(CHUNK):
             part = directed(chunk, self.metric)
             screened = screen.search(part, k) if screen else None
-            if screened is None:  # and the chunks that follow are like this one
-                screen, screened = None, plainly(part @ rows.T - offset, train.labels, num_classes, k)
+            if screened is None:
+                screen = None  # the chunks that follow are like this one
+                screened = plainly(similarities(part, rows, weight, offset), train.labels, num_classes, k)
             found.append(train.labels[screened[0]])
             scores.append(led(screened[1], found[-1][:, 0]))
         return torch.cat(found), torch.cat(scores)

@@ -3,6 +3,13 @@
 import torch
 from torch import Tensor
 
+ROWS = 64  # compared at once
+
+
+def similarities(queries: Tensor, train: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
+    """(Q, N) x . y weight[y] - offset[y] of queries x (Q, D) and training rows y (N, D); weight, offset: (N,)."""
+    return (queries @ train.T).mul_(weight).sub_(offset)
+
 
 def nearest(similarity: Tensor, k: int) -> Tensor:
     """(N, k) columns of the largest of similarity (N, N_train), largest first, of equal ones the lowest column first.
@@ -11,13 +18,22 @@ def nearest(similarity: Tensor, k: int) -> Tensor:
     """
     values, columns = similarity.topk(k, dim=1)
     least = values[:, -1:]
-    for row in ((similarity >= least).sum(1) > k).nonzero()[:, 0].tolist():  # equal ones in and out of the k
+    for row in (reached(similarity, least) > k).nonzero()[:, 0].tolist():  # equal ones in and out of the k
         above = (similarity[row] > least[row]).nonzero()[:, 0]
         level = (similarity[row] == least[row]).nonzero()[: k - len(above), 0]
         columns[row] = torch.cat([above, level])
     columns = columns.sort(dim=1).values
     order = similarity.gather(1, columns).sort(dim=1, descending=True, stable=True).indices
     return columns.gather(1, order)
+
+
+def reached(similarity: Tensor, least: Tensor) -> Tensor:
+    """(N,) how many of each row (N_train,) are at least its `least` (N, 1).
+
+    In parts: a sum of truth values first makes numbers of them, 8 bytes each.
+    """
+    parts = zip(similarity.split(ROWS), least.split(ROWS), strict=True)
+    return torch.cat([(part >= bound).sum(1) for part, bound in parts])
 
 
 def nearest_of_class(similarity: Tensor, labels: Tensor, num_classes: int) -> Tensor:

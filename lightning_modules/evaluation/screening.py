@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_modules.evaluation.ranking import nearest, plainly
+from lightning_modules.evaluation.ranking import nearest, plainly, similarities
 
 LARGEST = 127
 BLOCK = 32  # training rows of one class that share a bound
 ROWS = 2048  # rounded at once
-SLACK = 2.0**-18  # of the largest product: more than float32 rounds sums of some thousand numbers by
+SLACK = 2.0**-18  # of the product of the norms: more than float32 rounds sums of some thousand numbers by
 # A similarity lies outside its bound with a probability below this, by the choice of the rounding alone: in the 6.6e8
 # of NTU RGB+D 60 one does with less than 1e-9.
 CHANCE = 1e-18
@@ -64,8 +64,8 @@ class Pairs(NamedTuple):
     first: Tensor
     row: Tensor
 
-    def similarities(self, queries: Tensor, train: Tensor, offset: Tensor) -> Tensor:
-        """(pairs,) products in float32, offset (N,) subtracted.
+    def similarities(self, queries: Tensor, train: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
+        """(pairs,) products in float32, times weight (N,), offset (N,) subtracted.
 
         Row after row: each training row is read once, the queries of a chunk stay in the processor's cache.
         """
@@ -80,7 +80,8 @@ class Pairs(NamedTuple):
                 check_invariants=False,
             )
         products = torch.sparse.sampled_addmm(wanted, train, queries.T, beta=0).values()
-        return torch.empty_like(products).index_put_((by_row.indices,), products) - offset[self.row]
+        products = torch.empty_like(products).index_put_((by_row.indices,), products)
+        return products * weight[self.row] - offset[self.row]
 
     def query(self) -> Tensor:
         """(pairs,) number of the query of each pair."""
@@ -102,19 +103,25 @@ class Pairs(NamedTuple):
 class Screen:
     """Training rows (N, D) in 8 bits. A similarity is x . y - offset[y], of it all that a query compares counts.
 
+    y is a row of `train` times its weight: weighted rows are made in parts and only to be rounded, float32's products
+    are those of the rows as they are, multiplied afterwards. Norms and scales here are all of weighted rows.
     Both sides are first taken from the mean row m, which costs no more and leaves small numbers to be rounded:
     x . y = (x - m) . (y - m) + m . y + what y does not change. Each number is rounded up or down by chance, right on
     the mean. So the errors of a product's terms are independent, of mean 0 and each within a range of s |other
     factor|, s the row's scale, and by Hoeffding's inequality (twice, the errors of x given) the product is off by
     more than WIDTH sqrt(s_x^2 |y|^2 + s_y^2 (|x| + s_x sqrt D)^2) with a probability below CHANCE.
 
-    labels: (N,) classes. Rows of a class stand side by side, in blocks, so that the nearest of each class is found.
+    weight, offset: (N,). labels: (N,) classes. Rows of a class stand side by side, in blocks, so that the nearest of
+    each class is found.
     """
 
-    def __init__(self, train: Tensor, offset: Tensor, labels: Tensor, num_classes: int, seed: int = SEED):
+    def __init__(
+        self, train: Tensor, weight: Tensor, offset: Tensor, labels: Tensor, num_classes: int, seed: int = SEED
+    ):
         source = torch.Generator().manual_seed(seed)
-        self.train, self.offset, self.labels, self.num_classes = train, offset, labels, num_classes
-        self.centre = train.mean(0)
+        self.train, self.weight, self.offset = train, weight, offset
+        self.labels, self.num_classes = labels, num_classes
+        self.centre = weight @ train / len(train)
         self.dither = torch.rand(2, train.shape[1], generator=source)
         self.row, self.block_class = blocks(labels, num_classes)
         self._round()
@@ -125,16 +132,16 @@ class Screen:
         place = self.row.clamp(min=0)
         parts, scales, norms = [], [], []
         for rows in place.split(ROWS):
-            centred = self.train[rows] - self.centre
+            centred = self.train[rows].mul_(self.weight[rows, None]).sub_(self.centre)
             integers, scale = rounded(centred, self.dither[0])
             parts.append(integers)
             scales.append(scale)
             norms.append(centred.norm(dim=1))
         self.integers, self.scale, norm = torch.cat(parts), torch.cat(scales), torch.cat(norms)
-        shift = self.train @ self.centre - self.offset
+        shift = self.train @ self.centre * self.weight - self.offset
         self.shift = torch.where(present, shift[place], -torch.inf)
         self.block_scale, self.block_norm = self.scale.view(-1, BLOCK).amax(1), norm.view(-1, BLOCK).amax(1)
-        self.slack = SLACK * float(self.train.norm(dim=1).max()), SLACK * float(self.offset.abs().max())
+        self.slack = SLACK * float((self.train.norm(dim=1) * self.weight).max()), SLACK * float(self.offset.abs().max())
 
     def pairs(self, queries: Tensor, k: int) -> Pairs | None:
         """For each query (Q, D) every row that may be among its k nearest or the nearest of a class.
@@ -187,14 +194,14 @@ class Screen:
         pairs = self.pairs(queries, k)
         if pairs is None:
             return None
-        exact = pairs.similarities(queries, self.train, self.offset)
+        exact = pairs.similarities(queries, self.train, self.weight, self.offset)
         values, rows = pairs.padded(exact)
         found = rows.gather(1, nearest(values, k))
         scores = exact.new_full((len(queries) * self.num_classes,), -torch.inf)
         scores.scatter_reduce_(0, pairs.query() * self.num_classes + self.labels[pairs.row], exact, "amax")
         scores, opened = scores.view(len(queries), -1), pairs.first.diff() == 0
         if opened.any():
-            similarity = queries[opened] @ self.train.T - self.offset
+            similarity = similarities(queries[opened], self.train, self.weight, self.offset)
             found[opened], scores[opened] = plainly(similarity, self.labels, self.num_classes, k)
         return found, scores
 
