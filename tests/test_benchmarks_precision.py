@@ -2,13 +2,21 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from toys import ToyMethod, toy_data, write_toy_stores
 
-from benchmarks.precision import COMPARED, PROTOCOLS, InHalf, interval, overrides, summary, verdict
+from benchmarks import precision
+from benchmarks.precision import COMPARED, PROTOCOLS, InHalf, accuracies, interval, of_seed, overrides, summary, verdict
+from lightning_modules.evaluation.embedding import embed
+from lightning_modules.evaluation.knn import KNN
+from lightning_modules.evaluation.linear import LinearProbe
+from lightning_modules.evaluation.subject import Subject
+from lightning_modules.schedules import Constant
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -53,6 +61,54 @@ def test_the_two_trainings_of_a_seed_differ_in_their_precision_alone():
     whole, half = (overrides("raw", "mini", 3, precision) for precision in ("float32", "bfloat16"))
     assert whole[:-1] == half[:-1] and "seed=3" in whole
     assert (whole[-1], half[-1]) == ("trainer.precision=32-true", "trainer.precision=bf16-mixed")
+
+
+def test_of_a_network_every_probe_is_trained_on_one_embedding_in_the_asked_precision(tmp_path, monkeypatch):
+    write_toy_stores(tmp_path, clips=120)
+    data, module = toy_data(tmp_path), ToyMethod().eval()
+    with torch.no_grad():  # so weak and so near one another that a rounded feature changes results
+        module.encoder[0].weight.mul_(0.01)
+        module.encoder[0].bias.fill_(3.0)
+    measures = {"knn": KNN(ks=(1,)), "linear": LinearProbe(5, 0.1, 16, Constant(), seed=7)}
+    subject = Subject("", "key", tmp_path / "trained", tmp_path, data, 3, {}, lambda **_: data, lambda: module)
+    monkeypatch.setattr(precision, "subject_of", lambda arguments, protocol: (subject, measures[protocol]))
+    found = []
+    for half, network in (False, module), (True, InHalf(module)):
+        sides = [embed(network.embed, data.ordered(side), torch.device("cpu"), "") for side in ("train", "test")]
+        by_seed = {seed: replace(measures["linear"], seed=seed).fit(*sides, 3)[0][-1] for seed in (1, 2, 3, 7)}
+        result = accuracies([], half, [1, 2, 3])
+        assert result["linear_probes"] == [by_seed[seed] for seed in (1, 2, 3)]
+        assert result["linear"] == pytest.approx(sum(by_seed[seed] for seed in (1, 2, 3)) / 3)
+        train, test = (F.normalize(side.vectors, dim=1) for side in sides)
+        right = sides[0].labels[(test @ train.T).argmax(1)] == sides[1].labels
+        assert result["knn"] == pytest.approx(100 * right.double().mean().item())
+        assert accuracies([], half, [])["linear_probes"] == [by_seed[7]]  # without probes the run's own seed
+        found.append(result)
+    assert found[0]["knn"] != found[1]["knn"] and found[0]["linear_probes"] != found[1]["linear_probes"]
+
+
+def test_embedded_only_trains_nothing_in_bfloat16(monkeypatch):
+    def measured(arguments: list[str], half: bool, probes: list[int]) -> dict:
+        return {"of": (arguments[-1], half, probes)}
+
+    networks: list[str] = []
+    monkeypatch.setattr(precision, "trained", lambda arguments: networks.append(arguments[-1]))
+    monkeypatch.setattr(precision, "accuracies", measured)
+    whole, half = ("trainer.precision=32-true", "trainer.precision=bf16-mixed")
+    embedded = {"seed": 3, "float32": {"of": (whole, False, [1, 2])}, COMPARED[0]: {"of": (whole, True, [1, 2])}}
+    assert of_seed("raw", "mini", 3, [1, 2], embedded_only=True) == embedded and networks == [whole]
+    both = of_seed("raw", "mini", 3, [1, 2], embedded_only=False)
+    assert both == embedded | {COMPARED[1]: {"of": (half, False, [1, 2])}} and networks[1:] == [whole, half]
+
+
+def test_the_summary_is_of_what_was_compared():
+    rows = [{"float32": dict.fromkeys(PROTOCOLS, 50), COMPARED[0]: dict.fromkeys(PROTOCOLS, 51)}] * 2
+    assert summary(rows) == {COMPARED[0]: {name: {"mean": 1.0, "half_width": 0.0} for name in PROTOCOLS}}
+
+
+def test_each_measurement_has_a_file_of_its_own():
+    files = [str(precision.asked_for(["raw", *words]).out) for words in ([], ["--embedded-only"], ["--out", "x"])]
+    assert files == ["docs/results/bf16_seeds.json", "docs/results/bf16_embedded.json", "x"]
 
 
 def test_the_page_says_what_was_measured():

@@ -93,6 +93,21 @@ def test_bfloat16_similarities_would_not_do():
     assert (plain.float() - rows(1) @ MEMORY).abs().max() / T > 0.01
 
 
+@pytest.mark.parametrize("product", ["convolution", "matrices", "batch of matrices"])
+def test_products_of_bfloat16_are_summed_in_float32_and_rounded_once(product):
+    """Of 4096 terms: summed in bfloat16 they would stop growing at 256."""
+    one, two = 1 + random(8, 4096, key=1).bfloat16() / 8, 1 + random(16, 4096, key=2).bfloat16() / 8
+    found = {
+        "convolution": lambda: F.conv2d(one[:, :, None, None], two[:, :, None, None])[:, :, 0, 0],
+        "matrices": lambda: one @ two.T,
+        "batch of matrices": lambda: (one[None] @ two.T[None])[0],
+    }[product]()
+    exact = one.double() @ two.double().T
+    assert found.dtype == torch.bfloat16 and exact.min() > 4000
+    half_a_digit = exact.log2().floor().exp2() / 2**8
+    assert ((found.double() - exact).abs() <= half_a_digit * 1.001).all()
+
+
 def test_half_precision_arguments_are_widened_and_wider_ones_left():
     seen = []
     function = in_float32(lambda *given: seen.extend(x.dtype for x in given) or given[0])
