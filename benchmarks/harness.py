@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import add, truediv
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,33 +58,50 @@ class Case:
     facts: Mapping[str, float] = field(default_factory=dict)
 
 
+# What a goal may measure: the numbers it takes of a point, of the row's facts or of the goal, and what is made of them.
+MEASURES: dict[str, tuple[tuple[str, ...], Callable[..., float]]] = {
+    "ratio": (("plain", "ours"), truediv),
+    "bf16": (("plain", "ours_bf16"), truediv),
+    "rate": (("size", "ours"), truediv),
+    "amount": (("ours",), float),
+    "overhead": (("ours", "plain"), lambda ours, plain: ours / plain - 1),
+    "share": (("ours", "of"), truediv),
+    "peak": (("ours_peak", "beside"), add),
+}
+
+
 @dataclass(frozen=True)
 class Goal:
-    """What is aimed at: a measure of the row at its first size, and its bound.
+    """What is aimed at: a measure of the row at one of its sizes, and its bound.
 
-    measure: `ratio` (plain / ours), `rate` (units a second, ours), `amount` (seconds or bytes, ours), `overhead`
-    (ours / plain - 1), `share` (ours / the fact `of`).
+    measure: `ratio` (plain / ours), `bf16` (plain in float32 / ours in bf16), `rate` (units a second, ours), `amount`
+    (seconds or bytes, ours), `overhead` (ours / plain - 1), `share` (ours / the fact `of`, which is of the first size),
+    `peak` (bytes that ours holds at most, its inputs included). size: None for the first. beside: bytes of the inputs,
+    which the peak of a row leaves out.
     """
 
-    measure: Literal["ratio", "rate", "amount", "overhead", "share"]
+    measure: Literal["ratio", "bf16", "rate", "amount", "overhead", "share", "peak"]
     bound: float
     least: bool
     text: str
+    size: int | None = None
+    beside: float = 0.0
 
-    def of(self, row: Mapping[str, Any]) -> float:
-        """The measure in a row of the table."""
-        point = row["points"][0]
-        ours, plain = point["ours"], point.get("plain")
-        if self.measure == "ratio":
-            return plain / ours
-        if self.measure == "rate":
-            return point["size"] / ours
-        if self.measure == "overhead":
-            return ours / plain - 1
-        return ours / row["facts"]["of"] if self.measure == "share" else ours
+    def of(self, row: Mapping[str, Any]) -> float | None:
+        """The measure in a row of the table; None where that was not measured."""
+        size = self.size or row["points"][0]["size"]
+        point = next((point for point in row["points"] if point["size"] == size), {})
+        known = {**row["facts"], "beside": self.beside, **point}
+        names, made = MEASURES[self.measure]
+        numbers = [known.get(name) for name in names]
+        return None if None in numbers else made(*numbers)
 
-    def met(self, row: Mapping[str, Any]) -> bool:
-        return self.of(row) >= self.bound if self.least else self.of(row) <= self.bound
+    def met(self, row: Mapping[str, Any]) -> bool | None:
+        """Whether the measure is within the bound; None where it was not measured."""
+        found = self.of(row)
+        if found is None:
+            return None
+        return found >= self.bound if self.least else found <= self.bound
 
 
 @dataclass(frozen=True)
@@ -112,7 +130,7 @@ class Workload:
     threads: int | None = None
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32",)
     memory: bool = True
-    goal: Goal | None = None
+    goals: tuple[Goal, ...] = ()
 
 
 def measured(workload: Workload, small: bool, threads: int) -> dict[str, Any]:

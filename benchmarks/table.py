@@ -20,6 +20,16 @@ GROUPS = {
     "start": "Start-up",
 }
 MEGA, GIGA = 1e6, 1e9
+MET = {True: "met", False: "**missed**", None: "not measured"}
+UNITS = {
+    "ratio": (1, " times"),
+    "bf16": (1, " times"),
+    "rate": (1, "/s"),
+    "amount": (1, " s"),
+    "overhead": (100, " %"),
+    "share": (1, " times"),
+    "peak": (1 / GIGA, " GB"),
+}
 
 
 def read(path: Path = RECORD) -> dict[str, Any]:
@@ -47,22 +57,28 @@ def row(workload: Workload, found: Mapping[str, Any], made: Mapping[str, Any]) -
 
 
 def judge(found: dict[str, Any], workloads: Mapping[str, Workload]) -> None:
-    """Set every row's goal beside what was measured; rows that are measured no more go."""
+    """Set every row's goals beside what was measured; rows that are measured no more go."""
     found["rows"] = {name: one for name, one in found["rows"].items() if name in workloads}
     for name, one in found["rows"].items():
-        goal = workloads[name].goal
-        one["goal"] = goal and {
-            "text": goal.text,
-            "measure": goal.measure,
-            "measured": goal.of(one),
-            "met": goal.met(one),
-        }
+        one["goals"] = [
+            {
+                "text": goal.text,
+                "size": goal.size or one["points"][0]["size"],
+                "measure": goal.measure,
+                "measured": goal.of(one),
+                "met": goal.met(one),
+            }
+            for goal in workloads[name].goals
+        ]
 
 
 def markdown(found: Mapping[str, Any], order: Iterable[str]) -> str:
-    """The table by groups, how each row grows, how far rows are from the machine's limit, and the profiles."""
+    """All goals, the table by groups, how rows grow, how far they are from the machine's limit, and the profiles."""
     rows = {name: found["rows"][name] for name in order if name in found["rows"]}
     lines = []
+    aimed = {name: one for name, one in rows.items() if one["goals"]}
+    if aimed:
+        lines += ["### Goals", "", *_goals(aimed), ""]
     for group, title in GROUPS.items():
         inside = {name: one for name, one in rows.items() if one["group"] == group}
         if inside:
@@ -78,21 +94,32 @@ def markdown(found: Mapping[str, Any], order: Iterable[str]) -> str:
     return "\n".join(lines)
 
 
+def _goals(rows: Mapping[str, Any]) -> list[str]:
+    lines = ["| goal | row | measured | |", "|---|---|---|---|"]
+    for name, one in rows.items():
+        for goal in one["goals"]:
+            cells = [
+                goal["text"],
+                f"`{name}`, {goal['size']:,} {one['unit']}",
+                ", ".join([measure(goal), *_loaded(one["made"])]),
+                MET[goal["met"]],
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
 def _table(rows: Mapping[str, Any]) -> list[str]:
-    head = (
-        "| row | work | ours | spread | plain | times as fast | bf16 | GPU | peak MB, ours / plain | goal | measured |"
-    )
-    return [head, "|---|---|---|---|---|---|---|---|---|---|---|", *(_line(name, one) for name, one in rows.items())]
+    head = "| row | work | ours | spread | plain | times as fast | bf16 | GPU | peak MB, ours / plain | made |"
+    return [head, "|---|---|---|---|---|---|---|---|---|---|", *(_line(name, one) for name, one in rows.items())]
 
 
 def _line(name: str, one: Mapping[str, Any]) -> str:
-    point, goal, ratio = one["points"][0], one["goal"], ""
+    point, ratio = one["points"][0], ""
     work = f"{point['size']:,} {one['unit']}: {one['title']}"
     if "plain" in point:
         work += f"; plain: {one['against']}"
         ratio = f"**{figure(point['plain'] / point['ours'])}**" + (" *" if point["plain_share"] < 1 else "")
     half = "ours_bf16" in point and f"{shown(point['ours_bf16'], one)}, {figure(point['plain'] / point['ours_bf16'])}"
-    met = [f"{measure(goal)}, {'met' if goal['met'] else '**missed**'}"] if goal else []
     cells = [
         f"`{name}`",
         work,
@@ -103,8 +130,7 @@ def _line(name: str, one: Mapping[str, Any]) -> str:
         half or "",
         _gpu(point, one),
         " / ".join(megabytes(point[f"{side}_peak"]) for side in SIDES if f"{side}_peak" in point),
-        goal["text"] if goal else "",
-        ", ".join(met + _loaded(one["made"])),
+        *(_loaded(one["made"]) or [""]),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -185,12 +211,9 @@ def megabytes(amount: float | None) -> str:
 
 
 def measure(goal: Mapping[str, Any]) -> str:
-    """What a goal measures, in its own words."""
-    value = goal["measured"]
-    if goal["measure"] == "overhead":
-        return f"{100 * value:.1f} %"
-    unit = {"ratio": " times", "rate": "/s", "amount": " s", "share": " times"}[goal["measure"]]
-    return f"{figure(value)}{unit}"
+    """What a goal measures, in its own words; empty where that was not measured."""
+    scale, unit = UNITS[goal["measure"]]
+    return "" if goal["measured"] is None else f"{figure(scale * goal['measured'])}{unit}"
 
 
 def figure(value: float) -> str:

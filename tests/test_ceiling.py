@@ -233,7 +233,7 @@ def test_peaks_are_measured_once_a_run_and_only_if_a_row_asks(monkeypatch, tmp_p
 
 POINT = {"size": 8, "ours": 8.0, "plain": 12.0, "plain_share": 1.0, "spread": 0.0, "rounds": 1, "ours_bf16": 2.0}
 PEAKS = {"ours": 160e9, "ours_bf16": 400e9, "ours_gpu_fp32": 64e12, "ours_gpu_bf16": 640e12}
-ROW = {"title": "", "against": "", "unit": "clips", "value": "time", "facts": {}, "group": "training", "goal": None}
+ROW = {"title": "", "against": "", "unit": "clips", "value": "time", "facts": {}, "group": "training", "goals": []}
 
 
 def shown(one: dict) -> list[str]:

@@ -172,7 +172,9 @@ WORKLOADS = [
             f"prepare_{recipe}", "data", f"NTU files parsed and normalised by `{recipe}`",
             "line by line, then loops over bodies, frames and joints",
             partial(prepare, recipe), "files", (30, 10, 90), 2, threads=1, rounds=3,
-            goal=Goal("rate", times * released, True, f"at least {times} x {released} files/s/core, the released code"),
+            goals=(
+                Goal("rate", times * released, True, f"at least {times} x {released} files/s/core, the released code"),
+            ),
         )
         for recipe, times, released in (("agcn", 10, 24.6), ("dsta", 6, 46.0))
     ),
@@ -196,11 +198,14 @@ WORKLOADS = [
     Workload(
         "loader", "data", "an epoch of the loader, two augmented views a clip, one core",
         "a padded array, clip by clip in numpy", loader, "clips", (640, 160), 8, threads=1, rounds=3,
-        goal=Goal("rate", 5 * RELEASED_FEEDER, True, "at least 5 x 1,340 clips/s/core of the released feeder"),
+        goals=(
+            Goal("rate", 5 * RELEASED_FEEDER, True, "at least 5 x 1,340 clips/s/core, the released feeder elsewhere"),
+            Goal("ratio", 5, True, "at least 5 times as fast as plain"),
+        ),
     ),
     Workload(
         "store_memory", "data", "memory held after reading every clip of a store", "one array padded to 300 frames",
         store_memory, "clips", (2000, 500), 10, value="bytes", rounds=1, memory=False,
-        goal=Goal("share", 1.3, False, "at most 1.3 times the real frames"),
+        goals=(Goal("share", 1.3, False, "at most 1.3 times the real frames"),),
     ),
 ]  # fmt: skip

@@ -22,6 +22,7 @@ from tracking.build import build
 
 BATCH = 8
 NTU60 = {"train": 40091, "test": 16487, "width": 4096}  # clips of xsub, features of A2MC
+FEATURES = 4 * NTU60["width"] * (NTU60["train"] + NTU60["test"])  # bytes, in float32
 CLASSES = 60
 ASKED = 1024  # queries of the plain search, whose seconds are scaled to them all
 
@@ -145,12 +146,15 @@ WORKLOADS = [
     Workload(
         "linear", "evaluation", "SDS-CL's linear evaluation of 80 epochs, embedding included",
         "every epoch embeds every clip again: one epoch measured, times 80", linear, "clips", (32, 16), 6, rounds=2,
-        goal=Goal("ratio", 50, True, "at least 50 times as fast as re-encoding"),
+        goals=(Goal("ratio", 50, True, "at least 50 times as fast as re-encoding"),),
     ),
     Workload(
         "knn", "evaluation", "k-NN, 4,096 features, 16,487 queries of 40,091 clips (fewer of fewer)",
         f"float32 products and `topk`, {ASKED:,} queries at once: {ASKED:,} measured, times queries / {ASKED:,}",
         knn, "clips", (NTU60["train"], 10000, 2500), 60, rounds=3, warm=False,
-        goal=Goal("amount", 20, False, "at most 20 s on 2 cores"),
+        goals=(
+            Goal("amount", 20, False, "at most 20 s on 2 cores"),
+            Goal("peak", 2e9, False, "at most 2 GB in all, features included", beside=FEATURES),
+        ),
     ),
 ]  # fmt: skip

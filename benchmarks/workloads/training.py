@@ -317,7 +317,10 @@ NAMES = {
         (16, 4),
     ),
 }
-GOALS = {"a2mc_released": Goal("amount", 7.9 / 2, False, "half of the released step's 7.9 s")}
+GOALS = {
+    "sds_cl": (Goal("bf16", 2.15, True, "in bf16 at least 2.15 times as fast as plain in float32"),),
+    "a2mc_released": (Goal("amount", 7.9 / 2, False, "at most half of the released step's 7.9 s"),),
+}
 
 WORKLOADS = [
     *(
@@ -325,14 +328,16 @@ WORKLOADS = [
             f"step_{method}", "training", f"a training step of {title}, published network",
             against, partial(step, method, tuple(overrides)), "clips", sizes, 2,
             # Steps take seconds: the first, in which kernels are made, counts, and the median leaves it out.
-            rounds=3, warm=False, precisions=("fp32", "bf16"), goal=GOALS.get(method),
+            rounds=3, warm=False, precisions=("fp32", "bf16"), goals=GOALS.get(method, ()),
         )
         for method, (title, overrides, against, sizes) in NAMES.items()
     ),
     Workload(
         "absent_bodies", "training", "a training step of SDS-CL, published network, absent bodies computed once",
         "the same code, every body", absent_bodies, "clips", (8,), 2, rounds=3, warm=False,
-        goal=Goal("ratio", 1.6, True, "1.6 times fewer rows in 8 such clips, 1.7 on NTU"),
+        goals=(
+            Goal("ratio", 1.6, True, "at least 1.6 times as fast: so many times fewer rows in 8 such clips (NTU: 1.7)"),
+        ),
     ),
     Workload(
         "attack", "training", "the attack of A2MC as released", "gradients of every weight, thrown away", attack,
@@ -344,12 +349,12 @@ WORKLOADS = [
     ),
     Workload(
         "ppa_maps", "training", "PPA's joint maps", "pair by pair", partial(ppa_maps, False), "maps", (180, 45), 2,
-        threads=1, goal=Goal("ratio", 10, True, "at least 10 times as fast"),
+        threads=1, goals=(Goal("ratio", 10, True, "at least 10 times as fast"),),
     ),
     Workload(
         "ppa_maps_gradient", "training", "PPA's joint maps and their gradient", "pair by pair",
         partial(ppa_maps, True), "maps", (180, 45), 2, threads=1,
-        goal=Goal("ratio", 10, True, "at least 10 times as fast"),
+        goals=(Goal("ratio", 10, True, "at least 10 times as fast"),),
     ),
     Workload(
         "siia_frames", "training", "SIIA's four attentions on the features of four bodies in clips of so many frames",
