@@ -119,7 +119,6 @@ def _line(name: str, one: Mapping[str, Any]) -> str:
     if "plain" in point:
         work += f"; plain: {one['against']}"
         ratio = f"**{figure(point['plain'] / point['ours'])}**" + (" *" if point["plain_share"] < 1 else "")
-    half = "ours_bf16" in point and f"{shown(point['ours_bf16'], one)}, {figure(point['plain'] / point['ours_bf16'])}"
     cells = [
         f"`{name}`",
         work,
@@ -127,12 +126,20 @@ def _line(name: str, one: Mapping[str, Any]) -> str:
         f"{100 * point['spread']:.0f} % of {point['rounds']}" if point["rounds"] > 1 else "",
         shown(point["plain"], one) if "plain" in point else "",
         ratio,
-        half or "",
+        _half(point, one),
         _gpu(point, one),
         " / ".join(megabytes(point[f"{side}_peak"]) for side in SIDES if f"{side}_peak" in point),
         *(_loaded(one["made"]) or [""]),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _half(point: Mapping[str, Any], one: Mapping[str, Any]) -> str:
+    """Ours in bf16, times as fast as plain in float32 and as ours in float32; empty where it was not measured."""
+    if "ours_bf16" not in point:
+        return ""
+    plain, ours = (figure(point[side] / point["ours_bf16"]) for side in ("plain", "ours"))
+    return f"{shown(point['ours_bf16'], one)}, {plain} ({ours} of ours)"
 
 
 def _gpu(point: Mapping[str, Any], one: Mapping[str, Any]) -> str:

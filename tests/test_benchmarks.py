@@ -177,6 +177,13 @@ def test_a_row_says_that_the_machine_was_busy(load, told):
     assert cells[-1].strip(" |") == told and cells[3] == "25 % of 3" and cells[7] == ""
 
 
+def test_bf16_is_held_against_the_plain_side_and_against_ours():
+    point = {"size": 1, "ours": 3.0, "plain": 8.0, "plain_share": 1.0, "spread": 0.0, "rounds": 1, "ours_bf16": 2.0}
+    row = {**ROW, "points": [point], "made": {"load": 0.0}}
+    cells = table.markdown({"rows": {"parse": row}, "profiles": {}}, ["parse"]).splitlines()[4].split(" | ")
+    assert cells[6] == "2 s, 4 (1.5 of ours)"
+
+
 def test_the_table_shows_every_number_of_a_gpu():
     point = {"size": 1, "ours": 2.0, "plain": 8.0, "plain_share": 1.0, "spread": 0.0, "rounds": 1}
     gpu = {"ours_gpu_fp32": 0.02, "plain_gpu_fp32": 0.05, "ours_gpu_bf16": 0.01}
