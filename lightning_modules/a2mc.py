@@ -69,7 +69,7 @@ class A2MC(HierarchicalContrast):
 
     @property
     def full(self) -> bool:
-        """Whether every slot of the banks holds a key."""
+        """Whether every slot of the banks holds a key. Waits for the device."""
         return int(self.filled) >= self.memory_size
 
     def logits(self, clips: Tensor) -> Tensor:
@@ -101,38 +101,42 @@ class A2MC(HierarchicalContrast):
 
     def objective(self, batch: SkeletonBatch) -> dict[str, Tensor]:
         """The four terms by pair of levels, `mixing` of a linear mixer, `head` of a learnt head; means over attacks."""
+        full = self.full
         clips, others = self.views(batch)
         keys = self.encoders.keys(others)
         memory = {level: bank.directions for level, bank in self.banks.items()}
-        queries = [self.encoders.query(view) for view in (self.attacked(clips) if self.full else [clips])]
-        each = [self._contrast(query, keys, memory) for query in queries]
+        queries = [self.encoders.query(view) for view in (self.attacked(clips) if full else [clips])]
+        each = [self._contrast(query, keys, memory, full) for query in queries]
         terms = {name: torch.stack([term[name] for term in each]).mean() for name in each[0]}
         with torch.no_grad():
             scores = self.gathered(self.head(keys))
         terms |= self.head.loss_terms(queries[0], scores, first=self.place.rank * len(clips))
         views = Projected(*(torch.stack(parts, dim=1) for parts in zip(*queries, strict=True)))
-        return terms | handed("query", views) | handed("key", keys)
+        handing = handed("query", views) | handed("key", keys)
+        return terms | handing | {"full": torch.tensor([full])}  # on the CPU: asked for once a step
 
-    def _contrast(self, query: Projected, keys: Projected, memory: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _contrast(self, query: Projected, keys: Projected, memory: dict[str, Tensor], full: bool) -> dict[str, Tensor]:
         pairs = cross_level(query, keys, memory)
-        if not self.full:
+        if not full:
             return contrast_terms(pairs, self.temperature)
         return self.mixer(pairs, self.temperature, self.place.rank, self.place.world)
 
     def after_step(self, outputs: dict[str, Tensor]) -> None:
         """Warm-up puts the keys into the banks, afterwards the banks climb; the key encoder follows."""
         keys = self.gathered_levels(outputs, "key")
-        if self.full:
+        if outputs["full"].all():
             self._climb(self.gathered_levels(outputs, "query"), keys)
             self.encoders.follow()
         else:
             self._fill(keys)
 
     def _fill(self, keys: dict[str, Tensor]) -> None:
+        start = int(self.filled)
         for level, bank in self.banks.items():
-            bank.write(keys[level], int(self.filled))
-        self.filled.add_(len(keys["instance"])).clamp_(max=self.memory_size)
-        self.encoders.reset() if self.full else self.encoders.follow()
+            bank.write(keys[level], start)
+        end = min(start + len(keys["instance"]), self.memory_size)
+        self.filled.fill_(end)
+        self.encoders.reset() if end == self.memory_size else self.encoders.follow()
 
     def _climb(self, queries: dict[str, Tensor], keys: dict[str, Tensor]) -> None:
         views = len(self.attacks)

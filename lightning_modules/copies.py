@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map
 
+from datamodules.transfer import sent
+
 
 class CountedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose rows may stand for several: with `copies` (B,) the batch statistics are those of all copies.
@@ -130,12 +132,12 @@ def alike(*inputs: Tensor, slots: int = 1) -> Rows | None:
 
     Row r is in slot r % slots: where bodies of a clip differ by their place (a batch norm over them all), an absent
     first is no absent second. None where nothing would be saved, and for inputs that ask for a gradient: there every
-    row gets its own.
+    row gets its own. Waits for the inputs once, since how many rows are left is a shape: all else is told on the CPU.
     """
     if any(x.requires_grad for x in inputs):
         return None
-    empty = torch.stack([~x.flatten(1).any(1) for x in inputs]).all(0)
-    slot = torch.arange(len(empty), device=empty.device) % slots
+    empty = torch.stack([~x.flatten(1).any(1) for x in inputs]).all(0).cpu()
+    slot = torch.arange(len(empty)) % slots
     zeros = torch.bincount(slot[empty], minlength=slots)
     kinds = (zeros > 0).nonzero()[:, 0]
     if int(zeros.sum()) <= len(kinds):
@@ -145,8 +147,8 @@ def alike(*inputs: Tensor, slots: int = 1) -> Rows | None:
     kind_of = len(present) + (zeros > 0).cumsum(0) - 1
     place = torch.where(empty, kind_of[slot], (~empty).cumsum(0) - 1)
     wide = torch.promote_types(inputs[0].dtype, torch.float32)  # halves do not count beyond some hundreds
-    copies = torch.cat([inputs[0].new_ones(len(present), dtype=wide), zeros[kinds].to(wide)])
-    return Rows(torch.cat([present, first]), copies, place)
+    copies = torch.cat([torch.ones(len(present), dtype=wide), zeros[kinds].to(wide)])
+    return Rows(*sent((torch.cat([present, first]), copies, place), inputs[0].device))
 
 
 def countable(network: nn.Module) -> bool:

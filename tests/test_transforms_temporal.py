@@ -122,7 +122,8 @@ def test_draws_do_not_depend_on_the_batch_they_are_for():
 def test_clip_longer_than_configured_is_refused():
     sample = SampleFrames(frames=5, longest=20)
     with pytest.raises(InputError, match="at most 20 frames, found one of 21"):
-        sample.choose(sample.draw(2, generator(0)), torch.tensor([3, 21]))
+        sample.apply(clips(2, 22), sample.draw(2, generator(0)), torch.tensor([3, 21]))
+    sample.apply(clips(2, 22), sample.draw(2, generator(0)), torch.tensor([3, 20]))  # padding is no frame
 
 
 def test_crop_resize_equals_the_released_code(augmentations):

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.topology import TOPOLOGIES
@@ -68,5 +67,5 @@ class AxisMask(Augmentation):
 
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """joints (N, 3, T, V, M) with one axis 0."""
-        hidden = F.one_hot(drawn["axis"], AXES).bool()
+        hidden = drawn["axis"][:, None] == torch.arange(AXES, device=joints.device)
         return joints.masked_fill(hidden[:, :, None, None, None], 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES
+from datamodules.transfer import sent
 from datamodules.transforms.augmentation import Augmentation, Mask
 
 
@@ -84,7 +85,7 @@ class Flip(Augmentation):
     def change(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """joints (N, C, T, V, M), every joint in the place of its mirror image."""
         bodies = joints.shape[4]
-        order = torch.tensor(TOPOLOGIES[self.topology].mirrored, device=joints.device)[:, None] * bodies
+        order = sent(torch.tensor(TOPOLOGIES[self.topology].mirrored), joints.device)[:, None] * bodies
         order = (order + torch.arange(bodies, device=joints.device)).flatten()
         # Bodies folded into joints: joint by joint, two numbers at a time, it takes twice as long.
         flat = joints.flatten(3)
@@ -127,7 +128,7 @@ class SpatialMask(Mask):
 
     def hidden(self, joints: Tensor, drawn: dict[str, Tensor]) -> Tensor:
         """(N, 1, 1, V * M) bool, the chosen joints of all bodies."""
-        scores = _walks(self.topology).to(joints.device)[drawn["joints"]].sum(1)
+        scores = sent(_walks(self.topology), joints.device)[drawn["joints"]].sum(1)
         chosen = scores.argsort(dim=1, descending=True, stable=True)[:, : self.masked]
         hidden = torch.zeros_like(scores, dtype=torch.bool).scatter(1, chosen, True)
         return hidden.repeat_interleave(joints.shape[4], dim=1)[:, None, None]

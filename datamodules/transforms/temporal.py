@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import InputError
+from datamodules.transfer import sent
 from datamodules.transforms.augmentation import Augmentation
 
 
@@ -59,20 +60,26 @@ class SampleFrames:
         return torch.rand(n, max(self.longest, 2 * self.frames), generator=generator)
 
     def apply(self, joints: Tensor, drawn: Tensor | None, num_frames: Tensor) -> Tensor:
-        """(N, C, T, V, M) to (N, C, frames, V, M); drawn: keys of `draw`, or None for the frames taken in testing."""
-        chosen = self.evenly(num_frames) if drawn is None else self.choose(drawn.to(num_frames.device), num_frames)
+        """(N, C, T, V, M) to (N, C, frames, V, M); drawn: keys of `draw`, or None for the frames taken in testing.
+
+        Raises InputError for a clip longer than `longest`, in training.
+        """
+        if joints.shape[2] > self.longest and drawn is not None:  # only then there can be one: no look, no wait
+            self._all_known(num_frames)
+        device = num_frames.device
+        chosen = self.evenly(num_frames) if drawn is None else self.choose(sent(drawn, device), num_frames)
         return take_frames(joints, chosen)
 
-    def choose(self, keys: Tensor, num_frames: Tensor) -> Tensor:
-        """(N, frames) sorted frames: the candidates with the smallest keys, a uniform draw without replacement.
-
-        Raises InputError for a clip longer than `longest`.
-        """
+    def _all_known(self, num_frames: Tensor) -> None:
+        """Raises InputError for a clip longer than `longest`, of which the keys tell nothing."""
         if (num_frames > self.longest).any():
             raise InputError(
                 f"expected clips of at most {self.longest} frames, found one of {int(num_frames.max())}; "
                 "set `longest` of the frame sampling to the longest clip of the data set"
             )
+
+    def choose(self, keys: Tensor, num_frames: Tensor) -> Tensor:
+        """(N, frames) sorted frames: the candidates with the smallest keys, a uniform draw without replacement."""
         copies = (self.frames + num_frames - 1) // num_frames
         candidates = torch.arange(keys.shape[1], device=keys.device)
         outside = candidates >= (copies * num_frames)[:, None]
@@ -123,7 +130,7 @@ class CropResize:
 
     def window(self, drawn: dict[str, Tensor], num_frames: Tensor) -> tuple[Tensor, Tensor]:
         """(N,) start and (N,) length of the random window."""
-        share, place = (drawn[name].to(num_frames.device) for name in ("share", "place"))
+        share, place = sent((drawn["share"], drawn["place"]), num_frames.device)
         length = (num_frames * share).long().clamp(min=self.frames).minimum(num_frames)
         free = num_frames - length
         return (place * (free + 1)).long().minimum(free), length

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from datamodules.transfer import sent
 from lightning_modules.contrast.cross_level import Pair, contrast_terms
 from lightning_modules.losses.info_nce import info_nce
 from lightning_modules.losses.mixing import linear_mixing, mixed
@@ -28,7 +29,7 @@ def own_similarities(pair: Pair, rank: int, world: int) -> tuple[Tensor, Tensor]
     They stand among the similarities with the whole memory: nothing is multiplied again.
     """
     slots = pair.memory.shape[1]
-    owned, exists = (index.to(pair.memory.device) for index in own_slots(len(pair.query), slots, rank, world))
+    owned, exists = sent(own_slots(len(pair.query), slots, rank, world), pair.memory.device)
     return pair.negatives.gather(1, owned.clamp(max=slots - 1)), exists
 
 

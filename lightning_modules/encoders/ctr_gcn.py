@@ -1,11 +1,13 @@
 """The three-layer CTR-GCN of A2MC and SCD-Net: graph convolution, its topology refined for each channel and clip."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES, SkeletonTopology
-from lightning_modules.copies import CountedBatchNorm2d, alike, once
+from lightning_modules.copies import CountedBatchNorm2d, Rows, alike, once
 from lightning_modules.layers import Pointwise
 
 SMALLEST_RELATION_WIDTH = 8  # published for raw coordinates, whose three axes an eighth would leave empty
@@ -153,10 +155,17 @@ class CTRGCN(nn.Module):
                 if isinstance(module, nn.BatchNorm2d):
                     nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (N, C, T, V, M) -> (N * M, width, T, V), bodies of a clip side by side."""
+    def alike_bodies(self, x: Tensor) -> Rows | None:
+        """Which bodies of x (N, C, T, V, M) need a computation of their own (`absent_once`)."""
+        return alike(x.permute(0, 4, 1, 2, 3).flatten(0, 1), slots=x.shape[-1]) if self.absent_once else None
+
+    def forward(self, x: Tensor, rows: Rows | Literal["look"] | None = "look") -> Tensor:
+        """x (N, C, T, V, M) -> (N * M, width, T, V), bodies of a clip side by side.
+
+        rows: `alike_bodies(x)`, where another network has looked already.
+        """
         n, c, t, v, m = x.shape
-        rows = alike(x.permute(0, 4, 1, 2, 3).flatten(0, 1), slots=m) if self.absent_once else None
+        rows = self.alike_bodies(x) if rows == "look" else rows
         x = self.data_bn(x.permute(0, 4, 3, 1, 2).reshape(n, m * v * c, t))
         x = x.reshape(n * m, v, c, t).permute(0, 2, 3, 1)
         layers = nn.Sequential(self.l1, self.l2, self.l3)

@@ -77,8 +77,9 @@ class HierarchicalEncoder(nn.Module):
 
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x (N, C, T, V, M) -> temporal tokens (N, T, token_width) and spatial ones (N, M V, token_width)."""
-        temporal = rearrange(self.gcn_t(x), "(n m) c t v -> n t (m v c)", m=self.num_bodies)
-        spatial = rearrange(self.gcn_s(x), "(n m) c t v -> n (m v) (t c)", m=self.num_bodies)
+        rows = self.gcn_t.alike_bodies(x)  # a look at x waits for the device: one serves both branches
+        temporal = rearrange(self.gcn_t(x, rows), "(n m) c t v -> n t (m v c)", m=self.num_bodies)
+        spatial = rearrange(self.gcn_s(x, rows), "(n m) c t v -> n (m v) (t c)", m=self.num_bodies)
         return self.channel_t(temporal), self.channel_s(spatial)
 
     def pooled(self, temporal: Tensor, spatial: Tensor) -> tuple[Tensor, Tensor]:
