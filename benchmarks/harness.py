@@ -25,7 +25,8 @@ from tracking import memory
 MMAP_THRESHOLD = -3  # of mallopt
 PAGES = 1 << 16  # bytes: what is freed of larger pieces goes back to the system, so that a peak is a peak
 SIDES = ("ours", "plain")
-MEASURED = (*SIDES, "plain_share", "spread", "rounds")
+SPREAD = {"ours": "spread", "plain": "plain_spread"}
+MEASURED = (*SIDES, "plain_share", "spread", "plain_spread", "rounds")
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,8 @@ class Workload:
     title: what is done; against: what the plain side does instead, empty where there is none.
     make: (size, setting) -> Case. unit: what a size counts. sizes: the first is the row's, all make its curve.
     tiny: the size of tests. value: whether a call is timed or returns the measurement itself.
-    rounds: calls of either side whose median counts, after one that does not if `warm`. threads: of torch, None for
-    all cores.
+    rounds: calls of either side whose median counts, after one of each that does not if `warm`. threads: of torch, None
+    for all cores.
     precisions: `bf16` where ours can compute in it. memory: whether peaks are measured.
     """
 
@@ -176,7 +177,7 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def sides(workload: Workload, size: int, device: str, precision: str, small: bool, threads: int) -> dict[str, Any]:
-    """Medians of ours and plain after the check, the spread of ours (largest - smallest) / median, and the facts.
+    """Medians of ours and plain after the check, the spread of each (largest - smallest) / median, and the facts.
 
     The two sides are on the same device and take turns, so that a busy machine slows both; in bf16 ours is alone.
     """
@@ -186,17 +187,18 @@ def sides(workload: Workload, size: int, device: str, precision: str, small: boo
             case.check()
         calls = {"ours": case.ours} | ({"plain": case.plain} if case.plain and full else {})
         if workload.value == "time" and workload.warm:
-            case.ours()  # what is made once, such as kernels, is not the workload
+            for call in calls.values():
+                call()  # what is made once, such as kernels, is not the workload
         taken: dict[str, list[float]] = {side: [] for side in calls}
         for _ in range(1 if small else workload.rounds):
             for side, call in calls.items():
                 taken[side].append(amount(call, workload.value))
         found: dict[str, Any] = {side: statistics.median(values) for side, values in taken.items()}
-        if "plain" in found and workload.value == "time":
-            found["plain"] /= case.plain_share
+        found |= {SPREAD[side]: (max(values) - min(values)) / found[side] for side, values in taken.items()}
         if "plain" in found:
             found["plain_share"] = case.plain_share
-        found["spread"] = (max(taken["ours"]) - min(taken["ours"])) / found["ours"]
+            if workload.value == "time":
+                found["plain"] /= case.plain_share
         return found | {"rounds": len(taken["ours"]), "facts": dict(case.facts)}
 
 

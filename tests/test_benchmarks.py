@@ -131,6 +131,51 @@ def test_nothing_is_timed_that_does_not_agree():
         measured(workload, small=True, threads=1)
 
 
+@pytest.mark.parametrize(("warm", "share"), [(True, 1.0), (False, 0.5)])
+def test_both_sides_are_warmed_and_take_turns_and_each_has_its_spread(monkeypatch, warm, share):
+    done, seconds = [], iter((2.0, 10.0, 3.0, 50.0, 4.0, 20.0))
+
+    def timed(call, value):
+        call()
+        done.append(value)
+        return next(seconds)
+
+    def make(size: int, setting: Setting) -> Case:
+        return Case(*(partial(done.append, what) for what in ("ours", "plain", "check")), plain_share=share)
+
+    monkeypatch.setattr(harness, "amount", timed)
+    workload = Workload("both", "data", "", "slowly", make, "clips", (4,), 1, rounds=3, warm=warm)
+    found = harness.sides(workload, 4, "cpu", "fp32", small=False, threads=1)
+    assert done == ["check", *["ours", "plain"] * warm, *["ours", "time", "plain", "time"] * 3]
+    assert found["ours"] == 3 and found["plain"] == 20 / share and found["rounds"] == 3
+    assert found["spread"] == pytest.approx(2 / 3) and found["plain_spread"] == 40 / 20
+    done.clear()
+    seconds = iter((1.0, 2.0, 4.0))
+    found = harness.sides(workload, 4, "cpu", "bf16", small=False, threads=1)
+    assert done == ["ours"] * warm + ["ours", "time"] * 3 and "plain_spread" not in found and found["spread"] == 1.5
+
+
+def test_others_that_want_a_core_are_counted_without_this_process(monkeypatch, tmp_path):
+    looks = iter(("0.10 9.00 9.00 1/128 9447\n", "0.10 9.00 9.00 4/128 9448\n"))
+    told = tmp_path / "loadavg"
+    monkeypatch.setattr(bench, "LOOKS", 2)
+    monkeypatch.setattr(bench, "LOADAVG", told)
+    monkeypatch.setattr(bench.os, "getloadavg", lambda: (7.0, 8.0, 9.0))
+    assert bench.load() == 7.0, "no such file"
+    told.touch()
+    monkeypatch.setattr(type(told), "read_text", lambda path: next(looks))
+    assert bench.load() == 1.5
+
+
+def test_each_row_tells_the_load_before_it(monkeypatch, tmp_path):
+    """A row that was made while others wanted the cores does not mark those after it."""
+    loads, row = iter((3.0, 0.5)), {"points": [{"size": 1, "ours": 1.0}], "facts": {}}
+    monkeypatch.setattr(bench, "load", lambda: next(loads))
+    monkeypatch.setattr(bench, "measured", lambda workload, small, threads: row)
+    rows = bench.main(["--small", "--only", "parse,views", "--out", str(tmp_path / "rows.json")])["rows"]
+    assert [one["made"]["load"] for one in rows.values()] == [3.0, 0.5]
+
+
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine that says it has a GPU; gives what is done in order, to which calls may add."""
@@ -175,6 +220,9 @@ def test_a_row_says_that_the_machine_was_busy(load, told):
     row = {**ROW, "points": [point], "made": {"load": load}}
     cells = table.markdown({"rows": {"parse": row}, "profiles": {}}, ["parse"]).splitlines()[4].split(" | ")
     assert cells[-1].strip(" |") == told and cells[3] == "25 % of 3" and cells[7] == ""
+    row["points"] = [point | {"plain_spread": 0.5}]
+    cells = table.markdown({"rows": {"parse": row}, "profiles": {}}, ["parse"]).splitlines()[4].split(" | ")
+    assert cells[3] == "25 % / 50 % of 3"
 
 
 def test_bf16_is_held_against_the_plain_side_and_against_ours():
