@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks.harness import Workload, amount, apart, ready, threads_here
+from benchmarks.harness import SIDES, Workload, amount, apart, ready, threads_here
 
 aten = torch.ops.aten
 # By operator; torch has no formula for attention that is fused on the CPU, which multiplies what it does elsewhere.
@@ -58,10 +58,10 @@ class Products(TorchDispatchMode):
         return out
 
 
-def products(workload: Workload, size: int, small: bool, threads: int) -> int:
-    """Operations of the products in one call of ours, in float32 on the CPU."""
+def products(workload: Workload, size: int, small: bool, threads: int, side: str = "ours") -> int:
+    """Operations of the products in one call of a side, in float32 on the CPU."""
     with ready(workload, size, threads, small=small) as case, Products() as seen:
-        case.ours()
+        getattr(case, side)()
     return seen.operations
 
 
@@ -90,12 +90,12 @@ def peaks(threads: int, small: bool) -> dict[str, float]:
 def limit(
     workload: Workload, small: bool, threads: int, measured: Callable[[int], Mapping[str, float]]
 ) -> dict[str, Any]:
-    """For rows that compute in bf16 too, `limit`: operations of the first size and the peaks; for others nothing.
+    """For rows that compute in bf16 too, `limit`: operations of both sides at the first size, and the peaks.
 
     measured: threads -> peaks, kept in the row because rows may be of several runs.
     """
     if "bf16" not in workload.precisions:
         return {}
     size = workload.tiny if small else workload.sizes[0]
-    operations = apart(products, workload, size, small, threads)
-    return {"limit": {"flops": operations, "peaks": dict(measured(workload.threads or threads))}}
+    ours, plain = (apart(products, workload, size, small, threads, side) for side in SIDES)
+    return {"limit": {"flops": ours, "plain_flops": plain, "peaks": dict(measured(workload.threads or threads))}}

@@ -180,7 +180,7 @@ def _growth(rows: Mapping[str, Any]) -> list[str]:
 
 
 def _limits(rows: Mapping[str, Any]) -> list[str]:
-    head = "| row | computed in | GFLOP of products | peak, GFLOP/s | least | ours | share of the peak |"
+    head = "| row | computed in | GFLOP of products, ours / plain | peak, GFLOP/s | least | ours | share of the peak |"
     lines = [head, "|---|---|---|---|---|---|---|"]
     for name, one in rows.items():
         flops, point = one["limit"]["flops"], one["points"][0]
@@ -191,7 +191,7 @@ def _limits(rows: Mapping[str, Any]) -> list[str]:
             cells = [
                 f"`{name}`",
                 precision if device == "cpu" else f"{precision}, GPU",
-                figure(flops / GIGA),
+                f"{figure(flops / GIGA)} / {figure(one['limit']['plain_flops'] / GIGA)}",
                 figure(peak / GIGA),
                 shown(least, one),
                 shown(point[side], one),

@@ -7,9 +7,13 @@ from torch import Tensor, nn
 from lightning_modules.copies import CountedBatchNorm2d
 
 
-def leaky(x: Tensor) -> Tensor:
-    """LeakyReLU with the slope of the published code, .1."""
-    return F.leaky_relu(x, 0.1)
+def leaky_(x: Tensor) -> Tensor:
+    """LeakyReLU with the slope of the published code, .1, in place.
+
+    Where a stage ends in LeakyReLU(skip + BN conv x), sum and rectifier act in place of the normalised convolution,
+    which no gradient needs: the numbers are the same, and a new tensor costs more than they do.
+    """
+    return F.leaky_relu(x, 0.1, inplace=True)
 
 
 class Pointwise(nn.Conv2d):

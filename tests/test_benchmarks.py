@@ -389,6 +389,32 @@ def test_what_is_said_of_rounds_and_of_a2mc_is_what_was_measured():
     assert f"plain side takes {plain} s here, so that {ratio} times as fast" in text
 
 
+def test_what_is_said_of_a2mc_s_limit_follows_from_the_record():
+    text = " ".join(table.PAGE.read_text().split())
+    found = table.read()
+    rows = {name: one for name, one in found["rows"].items() if name.startswith("step_")}
+    shares = {
+        name: one["limit"]["flops"] / one["limit"]["peaks"]["ours"] / one["points"][0]["ours"]
+        for name, one in rows.items()
+    }
+    step, best = rows["step_a2mc_released"], max(shares.values())
+    done, published = step["limit"]["flops"], step["limit"]["plain_flops"]
+    needed, peak = 5 / 8 * published, step["limit"]["peaks"]["ours"]
+    assert 2 * needed > published and needed < done
+    assert f"products are {table.figure(published / 1e9)} GFLOP. Ours are {table.figure(done / 1e9)}" in text
+    assert f"need five passes, {table.figure(needed / 1e9)} GFLOP" in text
+    least, goal = done / peak, 7.9 / 2
+    assert f"at the {table.figure(peak / 1e9)} GFLOP/s that this machine reaches at best" in text
+    assert (
+        f"{table.figure(done / 1e9)} GFLOP are {table.figure(least)} s, and the goal is {100 * least / goal:.0f} %"
+        in text
+    )
+    assert f"At {100 * best:.0f} %, the best share" in text and f"it would be {table.figure(least / best)} s" in text
+    assert f"it is at {100 * shares['step_a2mc_released']:.0f} %" in text
+    under = found["profiles"]["step_a2mc_released"]["seconds"]
+    assert f"took {under:.2f} s there, {table.figure(step['points'][0]['ours'])} s in its row" in text
+
+
 def test_what_is_said_of_the_memory_of_k_nn_is_what_was_measured():
     row, ntu60 = table.read()["rows"]["knn"], evaluation.NTU60
     point, features = row["points"][0], 4 * ntu60["width"] * (ntu60["train"] + ntu60["test"])

@@ -125,8 +125,9 @@ def squares(size: int, setting: Setting) -> Case:
 SQUARES = Workload("squares", "training", "", "", squares, "rows", (16, 4), 8, precisions=("fp32", "bf16"))
 
 
-def test_one_call_of_ours_is_counted():
-    assert products(SQUARES, 16, small=True, threads=1) == 2 * 16**3
+@pytest.mark.parametrize(("side", "calls"), [("ours", 1), ("plain", 2)])
+def test_one_call_of_a_side_is_counted(side, calls):
+    assert products(SQUARES, 16, small=True, threads=1, side=side) == calls * 2 * 16**3
 
 
 def test_a_step_counts_its_attack_and_its_gradients():
@@ -144,7 +145,8 @@ def test_a_row_in_bf16_keeps_its_operations_and_the_peaks_of_its_run(monkeypatch
         asked.append(threads)
         return {"ours": 4e9}
 
-    assert limit(SQUARES, small, 1, found) == {"limit": {"flops": 2 * size**3, "peaks": {"ours": 4e9}}}
+    counted = {"flops": 2 * size**3, "plain_flops": 2 * 2 * size**3, "peaks": {"ours": 4e9}}
+    assert limit(SQUARES, small, 1, found) == {"limit": counted}
     assert asked == [1]
     assert limit(ALL["parse"], small, 1, found) == {} and asked == [1], "nothing is timed for rows that show nothing"
 
@@ -224,7 +226,9 @@ def test_peaks_are_measured_once_a_run_and_only_if_a_row_asks(monkeypatch, tmp_p
     run = partial(bench.main, ["--small", "--threads", "1", "--out", str(out), "--only", "parse,step_psp,attack"])
     rows = run()["rows"]
     assert runs == [(1, True)] and "limit" not in rows["parse"]
-    assert rows["step_psp"]["limit"] == rows["attack"]["limit"] == {"flops": 7, "peaks": {"ours": 1e9}}
+    assert (
+        rows["step_psp"]["limit"] == rows["attack"]["limit"] == {"flops": 7, "plain_flops": 7, "peaks": {"ours": 1e9}}
+    )
     bench.main(["--small", "--out", str(out), "--only", "parse"])
     assert len(runs) == 1
     rows = bench.main(["--small", "--out", str(out), "--only", "attack"])["rows"]
@@ -233,6 +237,7 @@ def test_peaks_are_measured_once_a_run_and_only_if_a_row_asks(monkeypatch, tmp_p
 
 POINT = {"size": 8, "ours": 8.0, "plain": 12.0, "plain_share": 1.0, "spread": 0.0, "rounds": 1, "ours_bf16": 2.0}
 PEAKS = {"ours": 160e9, "ours_bf16": 400e9, "ours_gpu_fp32": 64e12, "ours_gpu_bf16": 640e12}
+LIMIT = {"flops": 640e9, "plain_flops": 845e9, "peaks": PEAKS}
 ROW = {"title": "", "against": "", "unit": "clips", "value": "time", "facts": {}, "group": "training", "goals": []}
 
 
@@ -244,20 +249,20 @@ def shown(one: dict) -> list[str]:
 
 
 def test_the_table_sets_ours_beside_the_least_seconds():
-    found = {"made": {"load": 0.0}, "limit": {"flops": 640e9, "peaks": PEAKS}}
+    found = {"made": {"load": 0.0}, "limit": LIMIT}
     gpu = {"ours_gpu_fp32": 0.1, "ours_gpu_bf16": 0.004}
     lines = shown({"points": [POINT | gpu], **found})
     assert lines == [
-        "| `attack` | fp32 | 640 | 160 | 4 s | 8 s | 50 % |",
-        "| `attack` | bf16 | 640 | 400 | 1.6 s | 2 s | 80 % |",
-        "| `attack` | fp32, GPU | 640 | 64,000 | 10 ms | 100 ms | 10 % |",
-        "| `attack` | bf16, GPU | 640 | 640,000 | 1 ms | 4 ms | 25 % |",
+        "| `attack` | fp32 | 640 / 845 | 160 | 4 s | 8 s | 50 % |",
+        "| `attack` | bf16 | 640 / 845 | 400 | 1.6 s | 2 s | 80 % |",
+        "| `attack` | fp32, GPU | 640 / 845 | 64,000 | 10 ms | 100 ms | 10 % |",
+        "| `attack` | bf16, GPU | 640 / 845 | 640,000 | 1 ms | 4 ms | 25 % |",
     ]
     assert shown({"points": [POINT], **found}) == lines[:2], "what was not timed is not shown"
 
 
 def test_a_share_of_a_busy_machine_says_so():
-    (line, _) = shown({"points": [POINT], "made": {"load": 2.6}, "limit": {"flops": 640e9, "peaks": PEAKS}})
+    (line, _) = shown({"points": [POINT], "made": {"load": 2.6}, "limit": LIMIT})
     assert line.endswith("| 50 %, **on a busy machine** (load 2.6) |")
 
 

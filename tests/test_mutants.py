@@ -37,13 +37,13 @@ ENCODER = [
     Mutant("code in halves", dsta, "positional_code", "torch.stack([angle.sin(), angle.cos()], dim=1).flatten(0, 1)",
            "torch.cat([angle.sin(), angle.cos()])"),
     Mutant("code with another rate", dsta, "positional_code", "(-even / channels)", "(-even / (channels - 2))"),
-    Mutant("no second shortcut", AttentionStage, "forward", "self.shortcut2(x) + self.feed", "self.feed"),
+    Mutant("no second shortcut", AttentionStage, "forward", "skip = self.shortcut2(x)", "skip = 0"),
     Mutant("stride inside the temporal attention", AttentionStage, "__init__",
            "out_channels)\n    self.feed_forward = conv_bn(out_channels, out_channels, stride=(1, stride))\n"
            "    self.shortcut1 = _shortcut(in_channels, out_channels, learnt)",
            "out_channels, stride=(1, stride))\n    self.feed_forward = conv_bn(out_channels, out_channels)\n"
            "    self.shortcut1 = _shortcut(in_channels, out_channels, learnt, (1, stride))"),
-    Mutant("another slope", dsta, "leaky", "0.1", "0.01"),
+    Mutant("another slope", dsta, "leaky_", "0.1", "0.01"),
     Mutant("one backbone pass per stream", TwoStreamModule, "backbone", "self.encoder(torch.cat(streams))",
            "torch.cat([self.encoder(stream) for stream in streams])"),
 ]  # fmt: skip
@@ -57,8 +57,8 @@ ATTENTION = [
     Mutant("inter attention on the own stream", InterAttention, "heads", "self.key_value(other)", "self.key_value(x)"),
     Mutant("queries of the other stream", InterAttention, "heads", "self.query(x)", "self.query(other)"),
     Mutant("keys and values exchanged", InterAttention, "heads", "keys, values = ", "values, keys = "),
-    Mutant("residual left out", HeadAttention, "forward", "x + self.feed", "self.feed"),
-    Mutant("residual of the other stream", HeadAttention, "forward", "x + self.feed", "other + self.feed"),
+    Mutant("residual left out", HeadAttention, "forward", ".add_(x)", ""),
+    Mutant("residual of the other stream", HeadAttention, "forward", ".add_(x)", ".add_(other)"),
     Mutant("both streams through SIIA at once", SDSCL, "views",
            "own, others = once(self.siia, self.siia, rows, joint, motion), "
            "once(self.siia, self.siia, rows, motion, joint)",

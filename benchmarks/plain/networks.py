@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.plain.ppa import polymerised_joint_map
 from lightning_modules.attention.ppa import PPA
@@ -17,7 +18,7 @@ from lightning_modules.encoders.ctr_gcn import GraphUnit
 from lightning_modules.encoders.dsta import SubsetAttention
 from lightning_modules.encoders.hierarchical import SelfAttention
 from lightning_modules.encoders.st_gcn import GraphConvolution
-from lightning_modules.layers import Pointwise, leaky
+from lightning_modules.layers import Pointwise
 
 
 def subset_attention(self: SubsetAttention, x: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ def head_attention(self: HeadAttention, x: Tensor, other: Tensor) -> Tensor:
     queries, keys, values = self.heads(x, other)
     attention = (torch.einsum("nhctu,nhctv->nhuv", queries, keys) / (queries.shape[2] * queries.shape[3])).tanh()
     attended = torch.einsum("nhuv,nhctv->nhctu", attention, values)
-    return leaky(x + self.feed_forward(attended.flatten(1, 2)))
+    return functional.leaky_relu(x + self.feed_forward(attended.flatten(1, 2)), 0.1)
 
 
 def onto_joints(self: PPA, part_map: Tensor, body_on_parts: Tensor) -> Tensor:

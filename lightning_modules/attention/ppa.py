@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from datamodules.topology import TOPOLOGIES
 from lightning_modules.attention.siia import attend, head_maps
-from lightning_modules.layers import conv, conv_bn, leaky
+from lightning_modules.layers import conv, conv_bn, leaky_
 
 
 class Pyramid(NamedTuple):
@@ -49,7 +49,7 @@ class LevelAttention(nn.Module):
         queries, keys, values = self.query_key_value(x).unflatten(1, (3, self.num_heads, -1)).unbind(1)
         own = head_maps(queries, keys)
         used = own if coarser is None else own + coarser
-        return leaky(x + self.feed_forward(attend(used, values))), own
+        return leaky_(self.feed_forward(attend(used, values)).add_(x)), own
 
 
 class PPA(nn.Module):

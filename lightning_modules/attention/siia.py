@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from datamodules.errors import InputError
-from lightning_modules.layers import conv, conv_bn, leaky
+from lightning_modules.layers import conv, conv_bn, leaky_
 
 
 def head_maps(queries: Tensor, keys: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ class HeadAttention(nn.Module):
     def forward(self, x: Tensor, other: Tensor) -> Tensor:
         """The stream x, attended, and the other one beside it, both (B, C, L, P) -> (B, C, L, P)"""
         queries, keys, values = self.heads(x, other)
-        return leaky(x + self.feed_forward(attend(head_maps(queries, keys), values)))
+        return leaky_(self.feed_forward(attend(head_maps(queries, keys), values)).add_(x))
 
 
 class IntraAttention(HeadAttention):

@@ -1,4 +1,9 @@
-"""The three-layer CTR-GCN of A2MC and SCD-Net: graph convolution, its topology refined for each channel and clip."""
+"""The three-layer CTR-GCN of A2MC and SCD-Net: graph convolution, its topology refined for each channel and clip.
+
+Sums and rectifiers act in place where no gradient needs what they replace: a new tensor costs more than its numbers.
+"""
+
+from functools import reduce
 
 from typing import Literal
 
@@ -55,8 +60,9 @@ class GraphUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, T, V) -> (N, C', T, V)"""
         pooled = x.mean(2, keepdim=True)  # the mean over frames and a 1x1 convolution commute
-        y = sum(conv(x, pooled, graph, self.alpha) for conv, graph in zip(self.convs, self.PA, strict=True))
-        return torch.relu(self.bn(y) + self.down(x))
+        subsets = (conv(x, pooled, graph, self.alpha) for conv, graph in zip(self.convs, self.PA, strict=True))
+        y = reduce(Tensor.add_, subsets)
+        return self.bn(y).add_(self.down(x)).relu_()
 
 
 class TemporalConv(nn.Module):
@@ -89,9 +95,11 @@ class TemporalUnit(nn.Module):
 
         self.branches = nn.ModuleList(
             [
-                reduced(nn.ReLU(), TemporalConv(width, width, 5)),
-                reduced(nn.ReLU(), TemporalConv(width, width, 5, dilation=2)),
-                reduced(nn.ReLU(), nn.MaxPool2d((3, 1), stride=1, padding=(1, 0)), CountedBatchNorm2d(width)),
+                reduced(nn.ReLU(inplace=True), TemporalConv(width, width, 5)),
+                reduced(nn.ReLU(inplace=True), TemporalConv(width, width, 5, dilation=2)),
+                reduced(
+                    nn.ReLU(inplace=True), nn.MaxPool2d((3, 1), stride=1, padding=(1, 0)), CountedBatchNorm2d(width)
+                ),
                 reduced(),
             ]
         )
@@ -116,7 +124,9 @@ class CTRGCNLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (N, C, T, V) -> (N, C', T, V)"""
         y = self.tcn1(self.gcn1(x))
-        return torch.relu(y if self.residual is None else y + self.residual(x))
+        if self.residual is not None:
+            y = y.add_(self.residual(x))
+        return y.relu_()
 
 
 class CTRGCN(nn.Module):

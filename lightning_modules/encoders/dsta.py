@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from datamodules.errors import InputError
 from datamodules.topology import TOPOLOGIES
 from lightning_modules.copies import alike, once
-from lightning_modules.layers import conv, conv_bn, leaky
+from lightning_modules.layers import conv, conv_bn, leaky_
 
 
 def positional_code(length: int, channels: int) -> Tensor:
@@ -74,8 +74,10 @@ class AttentionStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, L, P) -> (B, C', L, P / stride), rounded up"""
-        y = leaky(self.shortcut1(x) + self.project(self.attention(x)))
-        return leaky(self.shortcut2(x) + self.feed_forward(y))
+        skip = self.shortcut1(x)
+        y = leaky_(self.project(self.attention(x)).add_(skip))
+        skip = self.shortcut2(x)
+        return leaky_(self.feed_forward(y).add_(skip))
 
 
 class ConvolutionStage(nn.Module):
@@ -88,7 +90,8 @@ class ConvolutionStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, T, V) -> (B, C', T', V'), each axis divided by its stride, rounded up"""
-        return leaky(self.shortcut(x) + self.project(x))
+        skip = self.shortcut(x)
+        return leaky_(self.project(x).add_(skip))
 
 
 class DSTABlock(nn.Module):
@@ -173,7 +176,7 @@ class DSTANet(nn.Module):
 
     def _features(self, x: Tensor) -> Tensor:
         # Channels-last would be up to a fifth faster on the CPU, but its batch norm there is ten times less exact.
-        return self.blocks(leaky(self.stem(x)))
+        return self.blocks(leaky_(self.stem(x)))
 
 
 def fold(clips: Tensor) -> Tensor:

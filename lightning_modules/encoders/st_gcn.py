@@ -54,7 +54,7 @@ class Unit(nn.Module):
         self.graph_convolution = GraphConvolution(in_channels, out_channels, graph)
         self.temporal = nn.Sequential(
             CountedBatchNorm2d(out_channels),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(out_channels, out_channels, (9, 1), (stride, 1), padding=(4, 0)),
             CountedBatchNorm2d(out_channels),
             nn.Dropout(dropout),
@@ -70,7 +70,9 @@ class Unit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, T, V) -> (B, C', T / stride, V), rounded up"""
         y = self.temporal(self.graph_convolution(x))
-        return torch.relu(y if self.residual is None else y + self.residual(x))
+        if self.residual is not None:
+            y = y.add_(self.residual(x))
+        return y.relu_()
 
 
 class STGCN(nn.Module):
