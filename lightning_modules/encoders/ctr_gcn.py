@@ -4,7 +4,6 @@ Sums and rectifiers act in place where no gradient needs what they replace: a ne
 """
 
 from functools import reduce
-
 from typing import Literal
 
 import torch
