@@ -6,9 +6,11 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from benchmarks import __main__ as bench
 from benchmarks import harness, synthetic, table
@@ -32,6 +34,37 @@ def test_ours_equals_the_plain_implementation_and_both_run(name):
         case.ours()
         assert case.plain is not None
         case.plain()
+
+
+EXACT = ("parse", "parse_frames", "store_memory", "knn", "client_switch")  # compared to the bit
+COMPARISONS = (
+    (training, "assert_alike"),
+    (evaluation, "assert_alike"),
+    (torch.testing, "assert_close"),
+    (np.testing, "assert_allclose"),
+)
+SPOILS = {
+    "zeros": lambda values: values * 0,
+    "rows in another order": lambda values: values[list(range(len(values)))[::-1]] if values.ndim else values,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in ALL if name not in (*STARTS, *EXACT)])
+def test_a_check_with_a_tolerance_finds_what_is_wrong(name, monkeypatch):
+    """Its numbers are larger than the tolerance and differ from row to row: the two ways of giving none of them."""
+    compared = []
+
+    def spoiled(compare, ours, plain, **tolerance):
+        compared.append(name)
+        for spoil in SPOILS.values():
+            with pytest.raises(AssertionError):
+                compare(tree_map(spoil, ours), plain, **tolerance)
+
+    for module, comparison in COMPARISONS:
+        monkeypatch.setattr(module, comparison, partial(spoiled, getattr(module, comparison)))
+    with ready(ALL[name], ALL[name].tiny, 1, small=True) as case:
+        case.check()
+    assert compared
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,7 @@ def assert_alike(ours: list[Tensor], plain: list[Tensor]) -> None:
     assert len(ours) == len(plain)
     sizes = [float(tensor.detach().abs().max()) for tensor in plain]
     for one, other, size in zip(ours, plain, sizes, strict=True):
+        assert one.shape == other.shape
         difference = float((one - other).detach().abs().max())
         assert difference <= BOUND * size + ROUNDING * max(sizes), (difference, size)
 
