@@ -1,12 +1,14 @@
 """Rows that are alike, computed once: features, losses, gradients and statistics of computing them all."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from goldens import BOUND
 from goldens_a2mc import ctr_gcn_errors, encoder_errors
 from goldens_sds_cl import compare
+from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
 from datamodules.batch import SkeletonBatch
@@ -20,7 +22,9 @@ from lightning_modules.layers import conv_bn
 from lightning_modules.psp import PSP
 from lightning_modules.schedules import Constant
 from lightning_modules.sds_cl import SDSCL
+from tracking.build import build
 
+CONF = Path(__file__).parents[1] / "conf"
 LAYERS = [[8, 8, 4, 1], [8, 16, 4, 2]]
 
 
@@ -215,9 +219,10 @@ def test_absent_bodies_computed_once_give_every_number_of_the_released_code(name
 
 def hierarchical(absent_once: bool, clips: Tensor) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    encoder = ProjectedEncoder(HierarchicalEncoder("ntu25", 20, 2, width=8, token_width=8, heads=2, dropout=0.0), 4)
-    for branch in (encoder.encoder.gcn_t, encoder.encoder.gcn_s):
-        branch.absent_once = absent_once
+    branches = HierarchicalEncoder(
+        "ntu25", 20, 2, width=8, token_width=8, heads=2, dropout=0.0, absent_once=absent_once
+    )
+    encoder = ProjectedEncoder(branches, 4)
     for parameter in encoder.parameters():  # alpha and the last batch norms start near 0
         parameter.data += 0.1 * torch.randn_like(parameter)
     encoder = encoder.double().train()
@@ -321,3 +326,23 @@ def test_embeddings_are_those_of_all_bodies():
         method(SDSCL, absent_once).double().eval().embed(batch(6, [0, 2, 3])) for absent_once in (True, False)
     ]
     torch.testing.assert_close(*embeddings, rtol=1e-12, atol=1e-12)
+
+
+# Method -> how the page says that it computes every body.
+SWITCHES = dict.fromkeys(("sds_cl", "psp", "psp_ce"), "method.encoder.absent_once=false") | dict.fromkeys(
+    ("scd_net", "a2mc", "a2mc_released", "skeleton_clr", "aim_clr"), "+method.encoder.absent_once=false"
+)
+
+
+def test_there_is_a_switch_for_every_method_on_skeletons():
+    assert {path.stem for path in (CONF / "method").glob("*.yaml")} - {"fedmllm"} == set(SWITCHES)
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+@pytest.mark.parametrize("off", [False, True])
+def test_every_network_of_a_method_computes_every_body_where_told_so(name, off):
+    switch = [SWITCHES[name]] if off else []
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("train", [f"experiment=ntu60/{name}_xsub", "scale=mini", *switch])
+    sparing = [part for part in build(config.method).modules() if hasattr(part, "absent_once")]
+    assert sparing and all(part.absent_once is not off for part in sparing)

@@ -52,6 +52,7 @@ class HierarchicalEncoder(nn.Module):
 
     The temporal branch has T tokens of M V width numbers, the spatial one M V tokens of T width numbers.
     Published: width 64, token_width 2048 (also the feed-forward width), 8 heads, dropout .1, 64 frames.
+    absent_once: all-zero bodies are computed once for the whole batch, which changes no more than rounding.
     """
 
     def __init__(
@@ -63,12 +64,13 @@ class HierarchicalEncoder(nn.Module):
         token_width: int = 2048,
         heads: int = 8,
         dropout: float = 0.1,
+        absent_once: bool = True,
     ):
         super().__init__()
         self.num_bodies = num_bodies
         self.token_width = token_width
-        self.gcn_t = CTRGCN(topology, width, num_bodies)
-        self.gcn_s = CTRGCN(topology, width, num_bodies)
+        self.gcn_t = CTRGCN(topology, width, num_bodies, absent_once=absent_once)
+        self.gcn_s = CTRGCN(topology, width, num_bodies, absent_once=absent_once)
         self.channel_t = _tokens(num_bodies * TOPOLOGIES[topology].num_joints * width, token_width)
         self.channel_s = _tokens(num_frames * width, token_width)
         self.t_encoder = _transformer(token_width, heads, dropout)
