@@ -98,6 +98,20 @@ def test_published_size_on_the_meta_device():
     assert sum(p.numel() for p in network.parameters()) == 92_017_840
 
 
+def test_attention_refuses_what_it_does_not_compute():
+    layers, tokens = small().encoder.t_encoder.train(), torch.randn(3, 5, 16)
+    attention = layers.layers[0].self_attn
+    layers(tokens)
+    for masks in ({"mask": torch.zeros(5, 5)}, {"src_key_padding_mask": torch.zeros(3, 5, dtype=torch.bool)}):
+        with pytest.raises(ValueError, match="no mask, found \\['"):
+            layers(tokens, **masks)
+    for options in ({"need_weights": True}, {"is_causal": True}):
+        with pytest.raises(ValueError, match=f"found \\['{next(iter(options))}'\\]"):
+            attention(tokens, tokens, tokens, **options)
+    with pytest.raises(ValueError, match="found other tokens"):
+        attention(tokens, tokens.clone(), tokens)
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_attention_gives_torchs_numbers_gradients_and_draws(training):
     """The dropouts of and after it draw what they drew, so that a run of a seed stays what it was."""

@@ -32,8 +32,11 @@ class SelfAttention(nn.MultiheadAttention):
     it multiplies the matrix anew for each of the L positions.
     """
 
-    def forward(self, query: Tensor, *others: Tensor, **masks: object) -> tuple[Tensor, None]:  # type: ignore[override]
-        """(N, L, D) attended tokens, and no maps."""
+    def forward(self, query: Tensor, *others: Tensor, **options: object) -> tuple[Tensor, None]:  # type: ignore[override]
+        """(N, L, D) attended tokens, and no maps. Raises ValueError for a mask, other tokens or wanted maps."""
+        given = [name for name, value in options.items() if value is not None and value is not False]
+        if given or any(other is not query for other in others):
+            raise ValueError(f"expected tokens with themselves and no mask, found {given or 'other tokens'}")
         projected = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         q, k, v = projected.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
@@ -43,6 +46,7 @@ class SelfAttention(nn.MultiheadAttention):
 
 def _transformer(width: int, heads: int, dropout: float) -> nn.TransformerEncoder:
     layer = nn.TransformerEncoderLayer(width, heads, dim_feedforward=width, dropout=dropout, batch_first=True)
+    # In place: a new attention would draw its weights once more, and a run of a seed would become another.
     layer.self_attn.__class__ = SelfAttention
     return nn.TransformerEncoder(layer, num_layers=1, enable_nested_tensor=False)
 
