@@ -114,7 +114,8 @@ class Workload:
     tiny: the size of tests. value: whether a call is timed or returns the measurement itself.
     rounds: calls of either side whose median counts, after one of each that does not if `warm`. threads: of torch, None
     for all cores.
-    precisions: `bf16` where ours can compute in it. memory: whether peaks are measured.
+    precisions: `bf16` where ours can compute in it. gpu: whether its tensors can live on a GPU.
+    memory: whether peaks are measured.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Workload:
     warm: bool = True
     threads: int | None = None
     precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32",)
+    gpu: bool = False
     memory: bool = True
     goals: tuple[Goal, ...] = ()
 
@@ -151,7 +153,7 @@ def measured(workload: Workload, small: bool, threads: int) -> dict[str, Any]:
         points.append(point)
     if "bf16" in workload.precisions:
         points[0]["ours_bf16"] = apart(sides, workload, sizes[0], "cpu", "bf16", small, threads)["ours"]
-    if torch.cuda.is_available() and workload.precisions != ("fp32",):  # those whose tensors can live there
+    if torch.cuda.is_available() and workload.gpu:
         points[0] |= on_gpu(workload, sizes[0], small, threads)
     return {"points": points, "facts": facts}
 

@@ -226,7 +226,8 @@ def test_the_clock_of_a_gpu_starts_when_nothing_is_left_to_do(gpu):
     assert gpu == ["waited", "call", "waited"]
 
 
-def test_on_a_gpu_both_sides_run_there_and_are_checked_there(gpu, monkeypatch):
+@pytest.mark.parametrize("precisions", [("fp32",), ("fp32", "bf16")])
+def test_on_a_gpu_both_sides_run_there_and_are_checked_there(gpu, monkeypatch, precisions):
     def make(size: int, setting: Setting) -> Case:
         where = setting.device, setting.precision
         return Case(*(partial(gpu.append, (*where, what)) for what in ("ours", "plain", "check")))
@@ -235,13 +236,33 @@ def test_on_a_gpu_both_sides_run_there_and_are_checked_there(gpu, monkeypatch):
         return 0.0 if function is harness.peak and "cpu" in arguments else function(*arguments)
 
     monkeypatch.setattr(harness, "apart", here)
-    workload = Workload("both", "data", "", "slowly", make, "clips", (4,), 1, warm=False, precisions=("fp32", "bf16"))
+    workload = Workload(
+        "both", "data", "", "slowly", make, "clips", (4,), 1, warm=False, precisions=precisions, gpu=True
+    )
     point = measured(workload, small=True, threads=1)["points"][0]
     there = [one[1:] for one in gpu if one[0] == "cuda"]
-    fp32 = [("fp32", what) for what in ("check", "ours", "plain")]
-    assert there == [*fp32, ("bf16", "ours"), *fp32[1:]]
+    fp32, half = [("fp32", what) for what in ("check", "ours", "plain")], "bf16" in precisions
+    assert there == [*fp32, *[("bf16", "ours")] * half, *fp32[1:]]
     assert point["ours_gpu_peak"] == 250 and point["plain_gpu_peak"] == 1
-    assert {"ours_gpu_fp32", "plain_gpu_fp32", "ours_gpu_bf16"} < point.keys() and "plain_gpu_bf16" not in point
+    assert {"ours_gpu_fp32", "plain_gpu_fp32"} < point.keys() and "plain_gpu_bf16" not in point
+    assert ("ours_gpu_bf16" in point) == half
+    gpu.clear()
+    point = measured(replace(workload, gpu=False), small=True, threads=1)["points"][0]
+    assert "cuda" not in {one[0] for one in gpu} and not [name for name in point if "gpu" in name]
+
+
+def test_rows_whose_tensors_are_moved_run_on_a_gpu():
+    """With and without bf16; no row of bf16 is left out."""
+    there = {name for name, workload in ALL.items() if workload.gpu}
+    assert there >= {name for name, workload in ALL.items() if "bf16" in workload.precisions}
+    assert there >= {"absent_bodies", "bank_and_mixer"} and not there & {"parse", "round", *STARTS}
+
+
+def test_bank_and_mixer_are_wholly_on_the_device_asked(tmp_path):
+    """A device without numbers refuses to compute with tensors of the CPU, as a GPU does."""
+    case = ALL["bank_and_mixer"].make(12, Setting(tmp_path, device="meta", small=True))
+    for call in case.ours, case.plain:
+        assert {tensor.device.type for tensor in call()} == {"meta"}
 
 
 ROW = {"title": "", "against": "slowly", "unit": "clips", "value": "time", "facts": {}, "group": "data", "goals": []}

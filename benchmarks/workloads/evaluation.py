@@ -163,12 +163,12 @@ def knn(size: int, setting: Setting) -> Case:
 WORKLOADS = [
     Workload(
         "embedding", "evaluation", "clips embedded by SDS-CL's published encoder", "every body",
-        partial(embedding, "sds_cl"), "clips", (16, 8, 32), 3, rounds=3, precisions=("fp32", "bf16"),
+        partial(embedding, "sds_cl"), "clips", (16, 8, 32), 3, rounds=3, precisions=("fp32", "bf16"), gpu=True,
     ),
     Workload(
         "embedding_skeleton_clr", "evaluation", "clips embedded by SkeletonCLR's published encoder",
         "every body, joints projected for every subset, then gathered",
-        partial(embedding, "skeleton_clr"), "clips", (32, 8), 3, rounds=3, precisions=("fp32", "bf16"),
+        partial(embedding, "skeleton_clr"), "clips", (32, 8), 3, rounds=3, precisions=("fp32", "bf16"), gpu=True,
     ),
     Workload(
         "linear", "evaluation", "SDS-CL's linear evaluation of 80 epochs, embedding included",

@@ -329,24 +329,24 @@ WORKLOADS = [
             f"step_{method}", "training", f"a training step of {title}, published network",
             against, partial(step, method, tuple(overrides)), "clips", sizes, 2,
             # Steps take seconds: the first, in which kernels are made, counts, and the median leaves it out.
-            rounds=3, warm=False, precisions=("fp32", "bf16"), goals=GOALS.get(method, ()),
+            rounds=3, warm=False, precisions=("fp32", "bf16"), gpu=True, goals=GOALS.get(method, ()),
         )
         for method, (title, overrides, against, sizes) in NAMES.items()
     ),
     Workload(
         "absent_bodies", "training", "a training step of SDS-CL, published network, absent bodies computed once",
-        "the same code, every body", absent_bodies, "clips", (8,), 2, rounds=3, warm=False,
+        "the same code, every body", absent_bodies, "clips", (8,), 2, rounds=3, warm=False, gpu=True,
         goals=(
             Goal("ratio", 1.6, True, "at least 1.6 times as fast: so many times fewer rows in 8 such clips (NTU: 1.7)"),
         ),
     ),
     Workload(
         "attack", "training", "the attack of A2MC as released", "gradients of every weight, thrown away", attack,
-        "clips", (8,), 2, rounds=3, warm=False, precisions=("fp32", "bf16"),
+        "clips", (8,), 2, rounds=3, warm=False, precisions=("fp32", "bf16"), gpu=True,
     ),
     Workload(
         "bank_and_mixer", "training", "A2MC's terms, mixer and banks, 64 queries",
-        "mixtures as features, each similarity by itself", bank_and_mixer, "slots K", (16384, 1024, 4096), 12, rounds=5,
+        "mixtures as features, each similarity by itself", bank_and_mixer, "slots K", (16384, 1024, 4096), 12, gpu=True,
     ),
     Workload(
         "ppa_maps", "training", "PPA's joint maps", "pair by pair", partial(ppa_maps, False), "maps", (180, 45), 2,
