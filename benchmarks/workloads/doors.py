@@ -5,26 +5,63 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from benchmarks.harness import Case, Goal, Setting, Workload
+from datamodules.miniature.picture_questions import vocabulary_texts
+from lightning_modules.mllm import tiny_model
 
 ROOT = Path(__file__).parents[2]
-# Door -> what it is started with, and the function whose first call is its first step.
+
+
+class Start(NamedTuple):
+    """What a door is started with and the function whose first call is its first step.
+
+    prepared: what prepare.py is called with before; base: whether a base model is made before.
+    """
+
+    door: str
+    overrides: list[str]
+    module: str
+    function: str
+    prepared: tuple[str, ...] = ("data=ucla",)
+    base: bool = False
+
+
 DOORS = {
-    "prepare": (["data=ucla"], "prepare", "prepare"),
-    "train": (["experiment=ucla/sds_cl", "scale=mini"], "lightning_modules.sds_cl", "SDSCL.objective"),
-    "eval": (
+    "prepare": Start("prepare", ["data=ucla"], "prepare", "prepare"),
+    "train": Start("train", ["experiment=ucla/sds_cl", "scale=mini"], "lightning_modules.sds_cl", "SDSCL.objective"),
+    "eval": Start(
+        "eval",
         ["experiment=ucla/sds_cl", "scale=mini", "protocol=knn", "protocol.rows=[untrained]"],
         "lightning_modules.evaluation.subject",
         "embed",
     ),
-    "federate": (
+    "federate": Start(
+        "federate",
         ["experiment=ucla/sds_cl", "scale=mini", "federated/partition=by_performer"],
         "lightning_modules.sds_cl",
         "SDSCL.objective",
     ),
-    "report": (["name=ucla"], "tracking.report", "write"),
+    "fedmllm": Start(
+        "federate",
+        ["experiment=fedmllm/hateful_memes_alpha_05", "scale=mini", "method.family.source=${paths.root}/base"],
+        "lightning_modules.mllm.module",
+        "MultimodalModule.training_step",
+        ("corpus=hateful_memes",),
+        base=True,
+    ),
+    "report": Start("report", ["name=ucla"], "tracking.report", "write"),
 }
+
+
+def untrained_base(folder: Path) -> None:
+    """The tiny model with random weights: minutes of training would change no time of a start."""
+    size = tiny_model.Size()
+    words = tiny_model.tokenizer(vocabulary_texts(), size.vocabulary)
+    tiny_model.save(folder, tiny_model.model(words, size, seed=0), tiny_model.processor(words, size))
+
+
 # Runs a door and ends where its first step would begin, telling the seconds since the process began.
 SCRIPT = """
 import os, sys, time
@@ -48,10 +85,10 @@ door.main()
 
 def start(door: str, folder: Path) -> float:
     """Seconds from the start of the process to the first step of a door."""
-    overrides, module, function = DOORS[door]
-    script = SCRIPT.format(door=door, module=module, function=function)
+    begun = DOORS[door]
+    script = SCRIPT.format(door=begun.door, module=begun.module, function=begun.function)
     environment = os.environ | {"SKELFED_OUTPUTS": str(folder / "outputs")}
-    command = [sys.executable, "-c", script, *overrides]
+    command = [sys.executable, "-c", script, *begun.overrides]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     told = [line for line in ran.stdout.splitlines() if line.startswith("first step after ")]
     if not told:
@@ -60,19 +97,21 @@ def start(door: str, folder: Path) -> float:
 
 
 def starting(door: str, size: int, setting: Setting) -> Case:
-    """One start of a door, its data prepared before."""
-    environment = os.environ | {"SKELFED_OUTPUTS": str(setting.folder / "outputs")}
-    command = [sys.executable, "prepare.py", "data=ucla"]
+    """One start of a door; its data are prepared before, and its base, if it has one, is there."""
+    begun, environment = DOORS[door], os.environ | {"SKELFED_OUTPUTS": str(setting.folder / "outputs")}
+    command = [sys.executable, "prepare.py", *begun.prepared]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+    if begun.base:
+        untrained_base(setting.folder / "outputs" / "base")
     return Case(lambda: start(door, setting.folder))
 
 
 WORKLOADS = [
     Workload(
         f"start_{door}", "start",
-        f"`{' '.join([f'{door}.py', *DOORS[door][0][:1]])}` from the start of its process to its first step", "",
+        f"`{begun.door}.py {begun.overrides[0]}` from the start of its process to its first step", "",
         partial(starting, door), "starts", (1,), 1, value="seconds", rounds=2, memory=False,
         goals=(Goal("amount", 6, False, "under 6 s"),),
     )
-    for door in DOORS
+    for door, begun in DOORS.items()
 ]  # fmt: skip
