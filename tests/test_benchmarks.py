@@ -21,6 +21,7 @@ from lightning_modules.copies import CountedBatchNorm2d
 from lightning_modules.encoders.ctr_gcn import CTRGCN
 from lightning_modules.encoders.dsta import DSTANet
 from lightning_modules.encoders.st_gcn import STGCN
+from lightning_modules.evaluation import screening
 
 LAYERS = [[8, 8, 4, 1], [8, 12, 4, 2]]
 STARTS = [name for name in ALL if name.startswith("start_")]
@@ -490,7 +491,24 @@ def test_what_is_said_of_the_memory_of_k_nn_is_what_was_measured():
         f"{size / 1e9:.1f}" for size in (point["ours_peak"], features, point["ours_peak"] + features)
     )
     told = f"the search holds {held} GB beside the features ({both.lstrip('0')} GB of both sides), {all_of_it} in all"
-    assert told in " ".join(table.PAGE.read_text().split())
+    text = " ".join(table.PAGE.read_text().split())
+    assert told in text
+    copied = f"{4 * ntu60['width'] * ntu60['train'] / 1e9:.2f}".lstrip("0")
+    assert f"copy of the training rows, {copied} GB of the {held}," in text
+
+
+def test_what_is_said_of_when_screening_pays_follows_from_the_record():
+    text, rows = " ".join(table.PAGE.read_text().split()), table.read()["rows"]
+    points = {point["size"]: point for point in rows["knn"]["points"]}
+    lost, won = points[10000], points[evaluation.NTU60["train"]]
+    assert lost["ours"] > lost["plain"] and won["ours"] < won["plain"]
+    assert f"loses at 10,000 clips ({table.figure(lost['ours'])} s, plain {table.figure(lost['plain'])} s)" in text
+    queries = {size: int(size / evaluation.NTU60["train"] * evaluation.NTU60["test"]) for size in points}
+    multiplied = {size: size * queries[size] * evaluation.NTU60["width"] for size in points}
+    assert multiplied[10000] < screening.WORTH < multiplied[evaluation.NTU60["train"]]
+    operations, peak = 2 * multiplied[evaluation.NTU60["train"]], rows["embedding"]["limit"]["peaks"]["ours"]
+    told = f"{table.figure(operations / 1e12)} TFLOP in float32, {table.figure(operations / peak)} s at the "
+    assert told + f"{table.figure(peak / 1e9)} GFLOP/s" in text
 
 
 def test_what_the_readme_says_of_speed_was_measured():
