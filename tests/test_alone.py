@@ -117,9 +117,8 @@ import os, sys, time
 from pathlib import Path
 from datamodules.alone import alone_in
 with alone_in(Path(sys.argv[1])):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
+    if not os.fork():  # told by the child: what it does on being forked is done then
+        print(os.getpid(), flush=True)
     time.sleep(60)
 """
     command = [sys.executable, "-c", script, str(tmp_path)]

@@ -223,7 +223,8 @@ def a2mc(module: A2MC, batch: SkeletonBatch) -> dict[str, Tensor]:
         scores = module.head(keys)
     terms |= module.head.loss_terms(queries[0], scores, first=0)
     handed = {f"query_{level}": torch.stack([getattr(q, level) for q in queries], dim=1) for level in module.banks}
-    return terms | handed | {f"key_{level}": getattr(keys, level) for level in module.banks}
+    handed |= {f"key_{level}": getattr(keys, level) for level in module.banks}
+    return terms | handed | {"full": torch.tensor([True])}
 
 
 def climb(bank: AdversarialBank, contrasts: list[tuple[Tensor, Tensor]]) -> None:
